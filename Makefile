@@ -1,0 +1,64 @@
+# Needs python3 (3.11 or newer) with venv, and make; all else goes into $(VENV).
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+SCHEDULES ?= 100000
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+# Two set-ups at once would be in each other's way.
+.NOTPARALLEL:
+.PHONY: help demo test test-all lint simulate clean
+
+help:
+	@echo "make demo       a small service with a PostgreSQL of its own; ARGS=... for its options, Ctrl-C ends it"
+	@echo "make test       the tests that need nothing but Python; ARGS=... goes to pytest"
+	@echo "make test-all   also those that need system packages"
+	@echo "make lint       ruff, mypy, import-linter"
+	@echo "make simulate   random schedules against the gate; SCHEDULES=100000"
+	@echo "make clean      delete what these have made"
+	@echo "PYTHON=python3.13 chooses another Python; use it with VENV=.venv-3.13"
+
+demo: $(VENV)/.for-demo
+	@$(BIN)/python -m aiohttp_poolscope demo $(ARGS)
+
+test: $(VENV)/.for-test
+	@$(BIN)/python -m pytest -m "not system" $(ARGS)
+	@echo "Left out: tests marked 'system', which need system packages. 'make test-all' runs them too."
+
+test-all: $(VENV)/.for-test
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.for-lint $(VENV)/.for-test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+simulate: $(VENV)/.for-test
+	@$(BIN)/python -m tests.simulation --schedules $(SCHEDULES) $(ARGS)
+
+clean:
+	rm -rf .venv .venv-* $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp a purpose, renewed when pyproject.toml changes: `make demo` needs a third of what the tests need.
+$(VENV)/.for-demo: EXTRAS := demo,cli
+$(VENV)/.for-test: EXTRAS := test,cli,demo,prometheus,opentelemetry
+$(VENV)/.for-lint: EXTRAS := lint
+
+$(VENV)/.for-%: pyproject.toml | $(VENV)/.made
+	@echo "Setting up $(VENV) for make $* (once, about 20 s)..."
+	@$(PIP) --editable '.[$(EXTRAS)]'
+	@touch $@
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "$(PYTHON) is missing or older than 3.11; choose another with PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "$(PYTHON) has no venv; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV)
+	@touch $@

@@ -1,0 +1,52 @@
+"""One PostgreSQL connection per aiohttp request, that always comes back."""
+
+from .config import PoolConfig
+from .connection import ScopedConnection, ScopedCursor
+from .errors import (
+    ClientGone,
+    ConfigError,
+    ConnectionBusy,
+    ConnectionReleased,
+    DatabaseUnavailable,
+    PoolExhausted,
+    PoolScopeError,
+    QueryTimeout,
+    QueueFull,
+    ShuttingDown,
+    TransactionFailed,
+)
+from .marks import eager, lazy, no_connection, transactional
+from .scope import PoolScope, setup
+from .statements import Stream, Transaction
+from .stats import HistogramSnapshot, Lease, PoolStats
+
+__version__ = "0.1.0"
+
+__all__ = (
+    "ClientGone",
+    "ConfigError",
+    "ConnectionBusy",
+    "ConnectionReleased",
+    "DatabaseUnavailable",
+    "HistogramSnapshot",
+    "Lease",
+    "PoolConfig",
+    "PoolExhausted",
+    "PoolScope",
+    "PoolScopeError",
+    "PoolStats",
+    "QueryTimeout",
+    "QueueFull",
+    "ScopedConnection",
+    "ScopedCursor",
+    "ShuttingDown",
+    "Stream",
+    "Transaction",
+    "TransactionFailed",
+    "__version__",
+    "eager",
+    "lazy",
+    "no_connection",
+    "setup",
+    "transactional",
+)

@@ -1,0 +1,400 @@
+"""ScopedConnection: what a handler gets, and its cursor.
+
+The object lives as long as its request (or its ``acquire()`` block); the connection behind it comes and goes::
+
+    nothing --first use, acquire()--> borrowed --release()--> nothing      in a request: the next use borrows again
+                                               --end-------> ended        every use raises ConnectionReleased
+
+Each borrow has a number. Cursors, transactions and streams remember theirs and can touch no other connection.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Self
+
+from .driver import FAILED, IN_TRANSACTION
+from .errors import ConnectionBusy, ConnectionReleased, PoolScopeError
+from .statements import ABANDONED, NOT_STREAMING, Statements
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from .driver import Link
+    from .gate import Slot
+    from .pool import Pool
+
+__all__ = ("Acquisition", "ScopedConnection", "ScopedCursor")
+
+STREAMING = (
+    "a stream is being read on this connection: finish it, 'await stream.aclose()', or read it inside "
+    "'async with db.transaction() as tx' to run other statements in between"
+)
+
+
+class Acquisition:
+    """Borrow now: ``async with x.acquire() as db``, or ``db = await x.acquire()`` and later ``db.release()``."""
+
+    __slots__ = ("_db", "_mine", "_timeout")
+
+    def __init__(self, db: ScopedConnection, timeout: float | None) -> None:
+        self._db = db
+        self._timeout = timeout
+        self._mine = False
+
+    async def _borrow(self) -> ScopedConnection:
+        self._mine = not self._db.held
+        await self._db._borrowed(self._timeout)
+        return self._db
+
+    def __await__(self) -> Generator[Any, None, ScopedConnection]:
+        return self._borrow().__await__()
+
+    async def __aenter__(self) -> ScopedConnection:
+        return await self._borrow()
+
+    async def __aexit__(self, *_: object) -> None:
+        # A block inside another one, or after an eager borrow, is not the one that gives it back.
+        if self._mine:
+            self._db._let_go()
+
+
+class ScopedConnection(Statements):
+    """One request's connection. Made by the middleware (``request["db"]``) or ``scope.acquire()``.
+
+    It runs one statement at a time: two tasks that share it get ConnectionBusy. Used after its end it raises
+    ConnectionReleased.
+    """
+
+    __slots__ = (
+        "_borrowing",
+        "_depth",
+        "_ended",
+        "_lease",
+        "_link",
+        "_once",
+        "_pool",
+        "_slot",
+        "_streaming",
+        "client",
+        "method",
+        "reported",
+        "route",
+        "running",
+        "task",
+        "where",
+    )
+
+    def __init__(self, pool: Pool, *, once: bool = False) -> None:
+        self._pool = pool
+        self._once = once
+        self._link: Link | None = None
+        self._slot: Slot[Link] | None = None
+        self._lease = 0
+        self._depth = 0
+        self._streaming = NOT_STREAMING
+        self._borrowing = False
+        self._ended: str | None = None
+        # For whom: filled in by the scope, read by leases, reports and the drain.
+        self.client: Any = None
+        self.route: Any = None
+        self.method: str | None = None
+        self.task: Any = None
+        self.running = True
+        self.reported = False
+        self.where: tuple[Any, int] | None = None
+
+    # ---- borrowing and giving back
+
+    def acquire(self, timeout: float | None = None) -> Acquisition:
+        """Borrow now, waiting ``timeout`` seconds at most (default: ``acquire_timeout``).
+
+        ``async with db.acquire():`` gives it back at the end of the block, ``await db.acquire()`` when the request
+        ends or ``release()`` is called. Raises PoolExhausted, DatabaseUnavailable or ShuttingDown (503).
+        """
+        return Acquisition(self, timeout)
+
+    def release(self) -> None:
+        """Give the connection back now; harmless when repeated.
+
+        In a request the next use borrows again; a connection from ``scope.acquire()`` is finished. Not possible
+        inside ``transaction()``.
+        """
+        if self._depth and self._link is not None:
+            raise PoolScopeError("release() inside transaction(): leave its 'async with' block first")
+        self._let_go()
+
+    @property
+    def held(self) -> bool:
+        """Whether a connection is borrowed at this moment."""
+        return self._link is not None
+
+    @property
+    def raw(self) -> Any:
+        """The ``aiopg.Connection``, for what has no method here. It is checked by nobody: do not keep it."""
+        return self._link_in_use().aio
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open on the server, a failed one included."""
+        return self._link is not None and self._link.status in (IN_TRANSACTION, FAILED)
+
+    @property
+    def closed(self) -> bool:
+        """Whether no statement can be run any more: its request has ended, or the connection has died."""
+        return self._ended is not None or (self._link is not None and self._link.closed)
+
+    def __repr__(self) -> str:
+        state = f"ended: {self._ended}" if self._ended else "borrowed" if self.held else "not borrowed"
+        return f"<ScopedConnection {self._pool.key!r} of {self.who}: {state}>"
+
+    @property
+    def who(self) -> str:
+        """For messages: the request, or that there is none."""
+        if self.method is None:
+            return "scope.acquire()"
+        resource = getattr(self.route, "resource", None)
+        return f"{self.method} {'?' if resource is None else resource.canonical}"
+
+    async def _borrowed(self, timeout: float | None = None) -> Link:
+        link = self._link
+        if link is not None:
+            return link
+        if self._ended is not None:
+            raise self._released()
+        if self._borrowing:
+            raise ConnectionBusy(
+                f"two tasks of {self.who} borrow at once: one connection serves one task; "
+                "give each task its own with scope.acquire()"
+            )
+        self._borrowing = True
+        self.where = _caller()
+        try:
+            await self._pool.borrow(self, timeout)
+        finally:
+            self._borrowing = False
+        if self.closed:  # while it waited: nobody else would give this connection back
+            self._let_go()
+        return self._link_in_use()
+
+    def _hold(self, slot: Slot[Link]) -> None:
+        """The pool has lent this slot."""
+        slot.holder = self
+        self._slot = slot
+        self._link = slot.link
+        self._lease += 1
+
+    def _let_go(self) -> None:
+        """Give the connection back, whatever state it is in."""
+        slot = self._slot
+        if slot is not None:
+            self._slot = self._link = None
+            self._depth = 0
+            self._streaming = NOT_STREAMING
+            self._lease += 1
+            self._pool.take_back(slot)
+        if self._once and self._ended is None:
+            self._end("its release()")
+
+    def _end(self, why: str) -> None:
+        """No use after this. What is kept is only what the error needs: a request must not be kept alive by it."""
+        self._ended = why
+        if self._slot is not None:
+            self._let_go()
+        self.client = self.task = None
+
+    def _revoke(self, why: str) -> None:
+        """Take the connection away under its holder: the statement in flight fails, later ones raise."""
+        error = ConnectionReleased(f"the connection of {self.who} was taken away: {why}")
+        if self._link is not None:
+            self._link.fail(error)
+        self._end(why)
+
+    # ---- statements
+
+    async def _execute(self, sql: str | bytes, params: Any, timeout: float | None) -> tuple[Link, Any]:
+        link = self._link
+        if link is None:
+            link = await self._borrowed()
+        if self._streaming:
+            await self._end_stream()
+        cursor = link.cursor()
+        await link.run(cursor, sql, params, timeout)
+        return link, cursor
+
+    def _connection(self) -> Self:
+        return self
+
+    def _link_in_use(self) -> Link:
+        if self._link is None:
+            if self._ended is not None:
+                raise self._released()
+            raise PoolScopeError(f"no connection is borrowed for {self.who}: 'await db.acquire()' first")
+        return self._link
+
+    def _check_lease(self, lease: int) -> None:
+        if self._lease != lease:
+            raise self._released()
+
+    def _released(self) -> ConnectionReleased:
+        why = self._ended or "its release()"
+        return ConnectionReleased(
+            f"the connection of {self.who} was used after {why}. A response body is written and a background task "
+            f"runs after the handler: borrow there with 'async with scope.acquire() as db'"
+        )
+
+    async def _end_stream(self) -> None:
+        if self._streaming != ABANDONED:
+            raise ConnectionBusy(STREAMING)
+        link = self._link_in_use()
+        await link.run(link.cursor(), "ROLLBACK")
+        self._streaming = NOT_STREAMING
+
+    async def _open_cursor(self) -> ScopedCursor:
+        link = await self._borrowed()
+        return ScopedCursor(self, link.new_cursor())
+
+
+class ScopedCursor:
+    """A cursor with aiopg's methods. It ends with the lease it was made in."""
+
+    __slots__ = ("_db", "_lease", "_raw")
+
+    def __init__(self, db: ScopedConnection, raw: Any) -> None:
+        self._db = db
+        self._lease = db._lease
+        self._raw = raw
+
+    def _readable(self) -> Any:
+        self._db._check_lease(self._lease)
+        if self._db._link_in_use().running_since is not None:
+            # psycopg2 would drop the row it has just read.
+            raise ConnectionBusy("a statement is running on this connection: await it before you fetch")
+        return self._raw
+
+    async def _run(self, sql: str | bytes, params: Any, timeout: float | None) -> None:
+        db = self._db
+        db._check_lease(self._lease)
+        if db._streaming:
+            await db._end_stream()
+        await db._link_in_use().run(self._raw, sql, params, timeout)
+
+    async def execute(self, operation: str, parameters: Any = None, *, timeout: float | None = None) -> None:
+        """Run a statement. ``timeout`` in seconds (QueryTimeout, 504)."""
+        await self._run(operation, parameters, timeout)
+
+    async def callproc(self, procname: str, parameters: Any = None, *, timeout: float | None = None) -> None:
+        """Call a function: ``SELECT * FROM procname(parameters)``."""
+        given = list(parameters or ())
+        name = ".".join('"' + part.replace('"', '""') + '"' for part in procname.split("."))
+        arguments = ", ".join(["%s"] * len(given))
+        await self._run(f"SELECT * FROM {name}({arguments})", given or None, timeout)  # noqa: S608
+
+    def mogrify(self, operation: str, parameters: Any = None) -> bytes:
+        """The statement as it would be sent."""
+        filled: bytes = self._readable().mogrify(operation, parameters)
+        return filled
+
+    async def fetchone(self) -> Any:
+        """The next row, or None."""
+        return self._fetch("fetchone")
+
+    async def fetchmany(self, size: int | None = None) -> list[Any]:
+        """Up to ``size`` rows (default ``arraysize``)."""
+        rows: list[Any] = self._fetch("fetchmany", self._raw.arraysize if size is None else size)
+        return rows
+
+    async def fetchall(self) -> list[Any]:
+        """The remaining rows."""
+        rows: list[Any] = self._fetch("fetchall")
+        return rows
+
+    async def scroll(self, value: int, mode: str = "relative") -> None:
+        """Move in the result, by ``value`` rows or (``mode="absolute"``) to that row."""
+        self._fetch("scroll", value, mode)
+
+    def _fetch(self, method: str, *args: Any) -> Any:
+        raw = self._readable()
+        return self._db._link_in_use().reading(getattr(raw, method), *args)
+
+    def close(self) -> None:
+        """Close it; harmless when repeated."""
+        if not self.closed:
+            self._raw.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed or has ended with its lease."""
+        return self._db._lease != self._lease or bool(self._raw.closed)
+
+    @property
+    def connection(self) -> ScopedConnection:
+        """The connection it was made on."""
+        return self._db
+
+    @property
+    def raw(self) -> Any:
+        """The psycopg2 cursor."""
+        return self._readable()
+
+    @property
+    def description(self) -> Any:
+        """The columns of the result, as in the DB-API."""
+        return self._raw.description
+
+    @property
+    def rowcount(self) -> int:
+        """Rows returned or affected; -1 before the first statement."""
+        count: int = self._raw.rowcount
+        return count
+
+    @property
+    def rownumber(self) -> int | None:
+        """Index of the next row."""
+        number: int | None = self._raw.rownumber
+        return number
+
+    @property
+    def statusmessage(self) -> str | None:
+        """The command status, such as ``"INSERT 0 1"``."""
+        status: str | None = self._raw.statusmessage
+        return status
+
+    @property
+    def query(self) -> bytes | None:
+        """The last statement as it was sent."""
+        query: bytes | None = self._raw.query
+        return query
+
+    @property
+    def arraysize(self) -> int:
+        """Rows that ``fetchmany()`` reads."""
+        size: int = self._raw.arraysize
+        return size
+
+    @arraysize.setter
+    def arraysize(self, value: int) -> None:
+        self._raw.arraysize = value
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        row = self._fetch("fetchone")
+        if row is None:
+            raise StopAsyncIteration
+        return row
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+
+def _caller() -> tuple[Any, int] | None:
+    """The nearest line outside of this package: code object and number, put into words only when asked for."""
+    frame = sys._getframe(2)
+    while frame is not None and frame.f_globals.get("__package__") == __package__:
+        frame = frame.f_back  # type: ignore[assignment]
+    return None if frame is None else (frame.f_code, frame.f_lineno)

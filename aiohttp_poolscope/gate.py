@@ -1,0 +1,434 @@
+"""Gate: who gets the next connection.
+
+Pure and synchronous: no I/O, no event loop, no clock; the time is an argument (seconds, monotonic). The pool
+around it opens, repairs and closes connections and tells the gate what happened; the gate decides who is served.
+
+A connection lives in a Slot. Its states and transitions::
+
+    (opening) --opened--> IDLE <----give---- LENT, REPAIRING, CHECKING
+                          IDLE -----ask----> LENT         a fresh one, at once
+                          IDLE --next_check-> CHECKING    a stale one, for somebody who waits
+                    LENT, IDLE ---repair---> REPAIRING    dirty, or pinged to keep it alive
+                   any of them ----lost----> GONE
+
+``give`` hands the slot straight to whoever waits (LENT) and only otherwise puts it on the idle stack. A slot that
+was handed over counts as lent before its waiter has woken up: the waiter then either ``take``s it or ``withdraw``s.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import OrderedDict, deque
+from statistics import median_high
+from typing import Generic, TypeVar
+
+__all__ = ("Gate", "Outcome", "Slot", "SlotState", "Waiter")
+
+L = TypeVar("L")
+
+NORMAL_WAIT_IN_LEASES = 4.0
+"""A wait of four median leases is normal: slow queries make long waits normal."""
+
+TARGET_CACHED = 0.025
+"""Seconds for which the median lease is not computed again: it costs a sort of up to 2 * maxsize numbers."""
+
+
+class SlotState(enum.Enum):
+    """Where a connection is; it is in exactly one of these."""
+
+    IDLE = "idle"
+    LENT = "lent"
+    REPAIRING = "repairing"
+    CHECKING = "checking"
+    GONE = "gone"
+
+
+class Outcome(enum.Enum):
+    """How a borrow ends; each ends in exactly one of these."""
+
+    LENT = "lent"
+    TIMED_OUT = "timed_out"
+    REFUSED = "refused"
+    SHED = "shed"
+    CLIENT_GONE = "client_gone"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+IDLE, LENT, REPAIRING, CHECKING, GONE = SlotState
+
+
+class Slot(Generic[L]):
+    """Room for one open connection. ``since``: when it entered its state; ``used``: when it was last returned."""
+
+    __slots__ = ("expires", "holder", "link", "since", "state", "used")
+
+    def __init__(self, link: L, *, expires: float = float("inf")) -> None:
+        self.link = link
+        self.expires = expires
+        self.state = REPAIRING
+        self.since = 0.0
+        self.used = 0.0
+        self.holder: object = None
+
+
+class Waiter(Generic[L]):
+    """A place in the queue. The pool's own kind says how to wake it and whether its client has left."""
+
+    __slots__ = ("outcome", "running", "since", "slot")
+
+    def __init__(self, *, running: bool = False) -> None:
+        self.running = running
+        self.since = 0.0
+        self.outcome: Outcome | None = None
+        self.slot: Slot[L] | None = None
+
+    def gone(self) -> bool:
+        """Whether its client has left, so that it must not get a connection."""
+        return False
+
+    def wake(self) -> None:
+        """Called once, when ``outcome`` is set by somebody else than the waiter itself."""
+
+
+class Gate(Generic[L]):
+    """The idle stack, the queue, and the slots between them.
+
+    ``queue_target`` is the wait in seconds that is normal. Once the oldest waiter has been above it for as
+    long again, the queue *stands*: what is in it can no longer be served in time. Then the newest is served first
+    and whoever has waited longer than the target is shed, until the queue is empty. None: plain FIFO for ever.
+
+    ``max_waiting`` bounds those who wait for a return: whoever a connection that is not lent could still serve
+    (idle, being checked or repaired, still to be opened) does not count.
+    """
+
+    def __init__(
+        self,
+        *,
+        maxsize: int,
+        minsize: int = 0,
+        max_waiting: int = 1000,
+        queue_target: float | None = 0.1,
+        check_after_idle: float = 1.0,
+    ) -> None:
+        self.maxsize = maxsize
+        self.minsize = minsize
+        self.slots: set[Slot[L]] = set()
+        self.lent = 0
+        self.opening = 0
+        self.checking = 0
+        self.handed = 0
+        self.draining = False
+        self.closed = False
+        self.standing = False
+        self.borrows = 0
+        self.taken = 0
+        self.ended: dict[Outcome, int] = {outcome: 0 for outcome in Outcome if outcome is not Outcome.LENT}
+        self._max_waiting = max_waiting
+        self._queue_target = queue_target
+        self._fresh_for = check_after_idle
+        self._idle: list[Slot[L]] = []
+        # Not a plain dict: after many removals at the front, that one searches for its first key.
+        self._waiters: OrderedDict[Waiter[L], None] = OrderedDict()
+        self._recent: deque[float] = deque(maxlen=maxsize)
+        self._up_since = float("-inf")
+        self._late_since: float | None = None
+        self._target = queue_target or 0.0
+        self._target_until = float("-inf")
+
+    # ---- numbers
+
+    @property
+    def idle(self) -> int:
+        """Connections nobody has."""
+        return len(self._idle)
+
+    @property
+    def waiting(self) -> int:
+        """Places in the queue."""
+        return len(self._waiters)
+
+    @property
+    def repairing(self) -> int:
+        """Connections that are being reset or checked."""
+        return len(self.slots) - len(self._idle) - self.lent
+
+    @property
+    def size(self) -> int:
+        """Connections there are, the one being opened included; never above ``maxsize``."""
+        return len(self.slots) + self.opening
+
+    def idle_slots(self) -> tuple[Slot[L], ...]:
+        """The idle stack, longest unused first."""
+        return tuple(self._idle)
+
+    # ---- borrowing
+
+    def ask(self, now: float) -> Slot[L] | None:
+        """The idle connection returned last, if it is fresh. Otherwise None: ``join`` the queue."""
+        idle = self._idle
+        if idle:
+            slot = idle[-1]
+            if now - slot.since <= self._fresh_for:
+                idle.pop()
+                slot.state = LENT
+                slot.since = now
+                self.lent += 1
+                self.borrows += 1
+                self.taken += 1
+                return slot
+        return None
+
+    def join(self, waiter: Waiter[L], now: float) -> None:
+        """Queue up, or be refused at once: then ``waiter.outcome`` is set."""
+        self.borrows += 1
+        waiter.since = now
+        if self.closed or (self.draining and not waiter.running):
+            self._end(waiter, Outcome.REFUSED)
+            return
+        if self._full():
+            self._observe(now)
+            if self._full():
+                if not self.standing:
+                    self._end(waiter, Outcome.REFUSED)
+                    return
+                self._settle(next(iter(self._waiters)), Outcome.SHED)
+        self._waiters[waiter] = None
+
+    def take(self, waiter: Waiter[L]) -> Slot[L]:
+        """The waiter has woken up and keeps the slot that was handed to it."""
+        slot = waiter.slot
+        if slot is None:
+            raise AssertionError("take() without a slot: the waiter was not served")
+        waiter.slot = None
+        self.handed -= 1
+        self.taken += 1
+        return slot
+
+    def withdraw(self, waiter: Waiter[L], outcome: Outcome, now: float) -> None:
+        """The waiter leaves by itself: cancelled, timed out, or its client is gone.
+
+        If a slot was handed to it in the same instant, the slot goes to the next one. If it has been settled
+        otherwise, that outcome stands.
+        """
+        slot = waiter.slot
+        if slot is not None:
+            waiter.slot = None
+            self.handed -= 1
+            self._end(waiter, outcome)
+            if slot.state is LENT:
+                # Nobody used it: as a lease of no length it would make every wait look too long.
+                self.lent -= 1
+                slot.state = REPAIRING
+                self.give(slot, now)
+        elif waiter.outcome is None:
+            self._remove(waiter)
+            self._end(waiter, outcome)
+
+    # ---- giving back
+
+    def give(self, slot: Slot[L], now: float) -> None:
+        """A clean connection is free: to the next waiter, else on the idle stack."""
+        state = slot.state
+        if state is LENT:
+            self.lent -= 1
+            self._recent.append(now - slot.since)
+            slot.used = now
+        elif state is CHECKING:
+            self.checking -= 1
+        elif state is not REPAIRING:
+            raise AssertionError(f"give() of a connection that is {state.value}")
+        slot.since = now
+        if self._waiters:
+            waiter = self._next(now)
+            if waiter is not None:
+                slot.state = LENT
+                self.lent += 1
+                self.handed += 1
+                waiter.slot = slot
+                waiter.outcome = Outcome.LENT
+                waiter.wake()
+                return
+        slot.state = IDLE
+        self._idle.append(slot)
+
+    def repair(self, slot: Slot[L], now: float) -> None:
+        """A lent or idle connection is set aside to be reset, pinged or closed; ``give`` or ``lost`` ends that."""
+        self._leave(slot, now)
+        slot.state = REPAIRING
+        slot.since = now
+
+    def lost(self, slot: Slot[L], now: float) -> None:
+        """A connection is gone; its room is free."""
+        self._leave(slot, now)
+        slot.state = GONE
+        self.slots.discard(slot)
+
+    # ---- opening and checking
+
+    def next_check(self, now: float) -> Slot[L] | None:
+        """An idle connection that must be checked for one who waits, or None. Call until it says None."""
+        if self._idle and len(self._waiters) > self.checking:
+            slot = self._idle.pop()
+            slot.state = CHECKING
+            slot.since = now
+            self.checking += 1
+            return slot
+        return None
+
+    def wants_opening(self) -> bool:
+        """Whether a connection should be opened now: for those who wait, or to keep ``minsize``."""
+        if self.opening or self.closed or len(self.slots) >= self.maxsize:
+            return False
+        return len(self._waiters) > self.checking or (not self.draining and len(self.slots) < self.minsize)
+
+    def open(self) -> None:
+        """One opening begins: its room is reserved."""
+        if self.opening or len(self.slots) >= self.maxsize:
+            raise AssertionError("open() without room")
+        self.opening = 1
+
+    def opened(self, slot: Slot[L], now: float) -> None:
+        """The opening succeeded."""
+        self.opening = 0
+        if not self.slots:
+            self._up_since = now
+        self.slots.add(slot)
+        slot.used = now
+        self.give(slot, now)
+
+    def open_failed(self) -> None:
+        """The opening failed: its room is free again."""
+        self.opening = 0
+
+    # ---- the queue as a whole
+
+    def sweep(self, now: float) -> None:
+        """Pass over the queue: those whose client has left go, and a standing queue sheds."""
+        for waiter in [waiter for waiter in self._waiters if waiter.gone()]:
+            self._settle(waiter, Outcome.CLIENT_GONE)
+        self._observe(now)
+
+    def fail(self) -> None:
+        """Nobody can be served: everyone who waits fails."""
+        self._settle_all(Outcome.FAILED)
+
+    def drain(self) -> None:
+        """Refuse whoever has not started: only waiters that are ``running`` are still served."""
+        self.draining = True
+        for waiter in [waiter for waiter in self._waiters if not waiter.running]:
+            self._settle(waiter, Outcome.REFUSED)
+
+    def close(self) -> None:
+        """Refuse everyone."""
+        self.draining = self.closed = True
+        # Nothing idle is fresh any more: ask() lends nothing, without looking at ``closed`` on the hot path.
+        self._fresh_for = float("-inf")
+        self._settle_all(Outcome.REFUSED)
+
+    # ---- inside
+
+    def _leave(self, slot: Slot[L], now: float) -> None:
+        state = slot.state
+        if state is LENT:
+            self.lent -= 1
+            self._recent.append(now - slot.since)
+            slot.used = now
+        elif state is CHECKING:
+            self.checking -= 1
+        elif state is IDLE:
+            self._idle.remove(slot)
+
+    def _full(self) -> bool:
+        return len(self._waiters) + self.lent >= self._max_waiting + self.maxsize
+
+    def _next(self, now: float) -> Waiter[L] | None:
+        while self._waiters:
+            waiter, _ = self._waiters.popitem(last=self.standing)
+            if not self._waiters:
+                self._calm()
+            if not waiter.gone():
+                # Only now: with a connection in hand, even the last and latest is served rather than shed.
+                self._observe(now)
+                return waiter
+            self._end(waiter, Outcome.CLIENT_GONE)
+            waiter.wake()
+        return None
+
+    def _observe(self, now: float) -> None:
+        """Decide whether the queue stands, and shed if it does."""
+        floor = self._queue_target
+        if floor is None:
+            return
+        while self._waiters:
+            oldest = next(iter(self._waiters))
+            # Without any connection this is an outage, not an overload: those who wait are waiting it out.
+            since = max(oldest.since, self._up_since)
+            waited = now - since
+            if waited > floor and oldest.gone():
+                self._settle(oldest, Outcome.CLIENT_GONE)
+            elif waited <= floor or not self.slots or waited <= (target := self._normal_wait(now, floor)):
+                self._late_since = None
+                return
+            elif self.standing:
+                self._settle(oldest, Outcome.SHED)
+            elif self._late_since is None or self._late_since - since <= target:
+                # A stall ages everyone at once: only a queue whose oldest is seen late, and again a target
+                # later, stands.
+                self._late_since = now
+                return
+            elif now - self._late_since < target:
+                return
+            else:
+                self.standing = True
+
+    def _normal_wait(self, now: float, floor: float) -> float:
+        if now >= self._target_until:
+            leases = [*self._recent, *(now - slot.since for slot in self.slots if slot.state is LENT)]
+            self._target = max(floor, NORMAL_WAIT_IN_LEASES * median_high(leases)) if leases else floor
+            self._target_until = now + TARGET_CACHED
+        return self._target
+
+    def _settle_all(self, outcome: Outcome) -> None:
+        for waiter in list(self._waiters):
+            self._settle(waiter, outcome)
+
+    def _settle(self, waiter: Waiter[L], outcome: Outcome) -> None:
+        self._remove(waiter)
+        self._end(waiter, outcome)
+        waiter.wake()
+
+    def _remove(self, waiter: Waiter[L]) -> None:
+        del self._waiters[waiter]
+        if not self._waiters:
+            self._calm()
+
+    def _calm(self) -> None:
+        self.standing = False
+        self._late_since = None
+
+    def _end(self, waiter: Waiter[L], outcome: Outcome) -> None:
+        waiter.outcome = outcome
+        self.ended[outcome] += 1
+
+    # ---- for tests: every invariant, by name
+
+    def violations(self) -> list[str]:
+        """The invariants that do not hold. Empty whenever the pool has acted on ``next_check``."""
+        states = [slot.state for slot in self.slots]
+        ended = self.taken + sum(self.ended.values())
+        checks = {
+            "size <= maxsize": self.size <= self.maxsize,
+            "one opening at a time": self.opening in (0, 1),
+            "idle counted": states.count(IDLE) == len(self._idle) == len(set(self._idle)),
+            "lent counted": states.count(LENT) == self.lent,
+            "checking counted": states.count(CHECKING) == self.checking,
+            "no slot is gone": GONE not in states,
+            "nobody waits while a connection is idle": not self._idle or len(self._waiters) <= self.checking,
+            "every borrow ends once": self.borrows == ended + len(self._waiters) + self.handed,
+            "who waits has no outcome": all(w.outcome is None and w.slot is None for w in self._waiters),
+            "an empty queue does not stand": bool(self._waiters) or not self.standing,
+            "a bounded queue": len(self._waiters) + self.lent <= self._max_waiting + self.maxsize,
+            "nobody waits at a closed gate": not (self.closed and self._waiters),
+        }
+        return [name for name, holds in checks.items() if not holds]

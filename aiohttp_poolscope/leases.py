@@ -1,0 +1,50 @@
+"""Who holds a connection, in words. Only made when somebody asks."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from .stats import Lease
+
+if TYPE_CHECKING:
+    from .connection import ScopedConnection
+
+__all__ = ("describe", "request_id")
+
+REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+"""What is taken for a request id: visible ASCII only, so that it can break no log line, and not a whole header."""
+
+
+def describe(db: ScopedConnection, held: float) -> Lease:
+    """The lease of ``db``, which it has had for ``held`` seconds."""
+    request = db.client
+    resource = getattr(db.route, "resource", None)
+    return Lease(
+        method=db.method,
+        path=None if request is None else request.path,
+        route=None if resource is None else resource.canonical,
+        request_id=None if request is None else request_id(request),
+        task=None if db.task is None else db.task.get_name(),
+        held=held,
+        where=_where(db),
+    )
+
+
+def request_id(request: Any) -> str | None:
+    """The request's ``X-Request-ID``, if it is one that can be shown."""
+    given = request.headers.get("X-Request-ID")
+    return given if given is not None and REQUEST_ID.fullmatch(given) else None
+
+
+def _where(db: ScopedConnection) -> str | None:
+    """The line that borrowed; the handler itself if the middleware did it."""
+    if db.where is not None:
+        code, line = db.where
+        return f"{code.co_filename}:{line} in {code.co_qualname}"
+    handler = getattr(db.route, "handler", None)
+    if handler is None:
+        return None
+    name = getattr(handler, "__qualname__", repr(handler))
+    code = getattr(handler, "__code__", None)
+    return name if code is None else f"{code.co_filename}:{code.co_firstlineno} in {name}"

@@ -1,0 +1,106 @@
+"""Opener: connections for the pool, one at a time, in the background.
+
+It works for the pool and not for a waiter, so a connect that hangs delays nobody who can be served by a return. It
+lives only while there is something to open, and it alone keeps asking a database that is away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from typing import TYPE_CHECKING
+
+from .driver import DatabaseError
+from .errors import DatabaseUnavailable
+from .gate import Slot
+
+if TYPE_CHECKING:
+    from .driver import Link
+    from .pool import Pool
+
+__all__ = ("Opener",)
+
+logger = logging.getLogger("aiohttp_poolscope")
+
+
+class Opener:
+    """Opens while the gate wants it. ``problem`` is why the last attempt failed; empty if it did not."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.problem = ""
+        self._pool = pool
+        self._task: asyncio.Task[None] | None = None
+
+    def attend(self) -> None:
+        """Start opening, if something is to be opened."""
+        if self._wanted() and (self._task is None or self._task.done()):
+            self._task = self._pool.spawn(self._run(), "opener")
+
+    def stop(self) -> None:
+        """Stop at once; what is half open is closed."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def fill(self, count: int) -> None:
+        """Open ``count`` connections, now; the first attempt that fails raises DatabaseUnavailable."""
+        while len(self._pool.gate.slots) < count:
+            await self._open()
+
+    def _wanted(self) -> bool:
+        gate = self._pool.gate
+        if gate.wants_opening():
+            return True
+        return not (self._pool.breaker.closed or gate.opening or gate.draining) and not gate.slots
+
+    async def _run(self) -> None:
+        pool = self._pool
+        while self._wanted():
+            try:
+                await self._open()
+            except DatabaseUnavailable as error:
+                self._failed(error)
+                await asyncio.sleep(pool.breaker.pause(random.random()))  # noqa: S311
+
+    async def _open(self) -> None:
+        """One attempt. Whatever happens in it, the room it takes is free again or has a connection in it."""
+        pool = self._pool
+        begun = time.monotonic()
+        pool.breaker.probe()
+        pool.gate.open()
+        slot: Slot[Link] | None = None
+        try:
+            slot = Slot(await pool.driver.open(), expires=pool.lifetime_end(begun))
+            if pool.config.on_connect is not None:
+                await self._run_connect_hook(slot)
+        except BaseException:
+            if slot is not None:
+                slot.link.close()
+            pool.gate.open_failed()
+            raise
+        now = time.monotonic()
+        pool.connect.record(now - begun)
+        pool.opened += 1
+        self.problem = ""
+        if pool.breaker.succeeded():
+            logger.warning("pool %r: the database answers again", pool.key)
+        pool.gate.opened(slot, now)
+
+    async def _run_connect_hook(self, slot: Slot[Link]) -> None:
+        limit = self._pool.config.connect_timeout
+        try:
+            async with asyncio.timeout(limit):
+                await self._pool.run_hook(self._pool.config.on_connect, slot)
+        except (DatabaseError, TimeoutError) as error:
+            raise DatabaseUnavailable(f"on_connect failed: {str(error) or f'not done within {limit:g} s'}") from error
+
+    def _failed(self, error: DatabaseUnavailable) -> None:
+        pool = self._pool
+        self.problem = str(error)
+        log = logger.warning if pool.breaker.failures == 0 else logger.debug
+        if pool.breaker.failed():
+            log = logger.error
+        log("pool %r: %s (attempt %d)", pool.key, error, pool.breaker.failures)
+        if pool.unreachable:
+            pool.gate.fail()

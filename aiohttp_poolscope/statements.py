@@ -1,0 +1,344 @@
+"""What can be done on a connection: statements, transactions, streams.
+
+``Statements`` is what a connection and a transaction have in common; both say in ``_execute`` how a statement
+reaches the server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from .driver import FAILED
+from .errors import PoolScopeError, TransactionFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import TracebackType
+
+    from .connection import ScopedConnection, ScopedCursor
+    from .driver import Link
+
+__all__ = ("Isolation", "Statements", "Stream", "Transaction")
+
+Isolation = Literal["read committed", "repeatable read", "serializable"]
+
+ISOLATIONS = ("read committed", "repeatable read", "serializable")
+
+NOT_STREAMING, ONGOING, ABANDONED = range(3)
+"""Whether a stream with a transaction of its own has the connection; ABANDONED: it was dropped halfway."""
+
+BATCH = 100
+"""Statements that executemany sends in one message: a round trip costs about as much as a hundred small INSERTs."""
+
+
+class Statements:
+    """Statement methods. ``params`` is a sequence for ``%s`` or a mapping for ``%(name)s``; ``timeout`` in seconds.
+
+    Each raises QueryTimeout when the statement took longer than ``timeout`` or the pool's ``statement_timeout``,
+    ConnectionBusy when another statement is running, DatabaseUnavailable when the connection died, and otherwise
+    whatever psycopg2 raises.
+    """
+
+    __slots__ = ()
+
+    async def _execute(self, sql: str | bytes, params: Any, timeout: float | None) -> tuple[Link, Any]:
+        raise NotImplementedError
+
+    def _connection(self) -> ScopedConnection:
+        raise NotImplementedError
+
+    async def fetch(self, sql: str, params: Any = None, *, timeout: float | None = None) -> list[Any]:
+        """All rows."""
+        link, cursor = await self._execute(sql, params, timeout)
+        return link.read_all(cursor)
+
+    async def fetchrow(self, sql: str, params: Any = None, *, timeout: float | None = None) -> Any:
+        """The first row, or None."""
+        link, cursor = await self._execute(sql, params, timeout)
+        return link.read_first(cursor)
+
+    async def fetchval(self, sql: str, params: Any = None, *, timeout: float | None = None) -> Any:
+        """The first column of the first row, or None."""
+        link, cursor = await self._execute(sql, params, timeout)
+        row = link.read_first(cursor)
+        if row is None:
+            return None
+        return row[0] if isinstance(row, (tuple, list)) else next(iter(row.values()))
+
+    async def execute(self, sql: str, params: Any = None, *, timeout: float | None = None) -> str:
+        """Run a statement; returns its command status, such as ``"UPDATE 3"``."""
+        link, cursor = await self._execute(sql, params, timeout)
+        status: str = cursor.statusmessage
+        if cursor.rowcount > 1:
+            link.drop_result()
+        return status
+
+    async def executemany(
+        self,
+        sql: str,
+        params: Iterable[Any],
+        *,
+        timeout: float | None = None,
+    ) -> None:
+        """Run a statement once for each of ``params``: all of them or, if one fails, none.
+
+        They go to the server a hundred at a time; ``timeout`` is for each of these batches.
+        """
+        async with self.transaction() as tx:
+            db = self._connection()
+            batch: list[bytes] = []
+            for each in params:
+                batch.append(db._link_in_use().mogrify(sql, each))
+                if len(batch) == BATCH:
+                    await tx._execute(b";".join(batch), None, timeout)
+                    batch.clear()
+            if batch:
+                await tx._execute(b";".join(batch), None, timeout)
+
+    def stream(self, sql: str, params: Any = None, size: int = 1000) -> Stream:
+        """Iterate over a large result without holding it: ``async for row in db.stream(...)``.
+
+        The rows come ``size`` at a time from a cursor on the server, in a transaction: outside of ``transaction()``
+        the stream has one of its own, and the connection does nothing else until the stream has ended.
+        """
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"stream(size=...) must be a whole number of at least 1, not {size!r}")
+        return Stream(self, sql, params, size)
+
+    def transaction(
+        self, isolation: Isolation | None = None, *, readonly: bool = False, deferrable: bool = False
+    ) -> Transaction:
+        """``async with db.transaction() as tx``: COMMIT at the end, ROLLBACK on any exception.
+
+        Inside another transaction it is a savepoint, which has the isolation of the outermost one and takes no
+        other. ``deferrable`` waits for a safe snapshot and needs ``"serializable"`` and ``readonly``.
+        """
+        if isolation is not None and isolation not in ISOLATIONS:
+            raise ValueError(f"transaction(isolation={isolation!r}): must be one of {', '.join(map(repr, ISOLATIONS))}")
+        return Transaction(self._connection(), isolation, readonly=readonly, deferrable=deferrable)
+
+    def cursor(self) -> CursorContext:
+        """A cursor with aiopg's interface: ``async with db.cursor() as cur`` or ``cur = await db.cursor()``."""
+        return CursorContext(self)
+
+
+class CursorContext:
+    """Both an awaitable and an async context manager; the cursor is closed at the end of the block."""
+
+    __slots__ = ("_cursor", "_statements")
+
+    def __init__(self, statements: Statements) -> None:
+        self._statements = statements
+        self._cursor: ScopedCursor | None = None
+
+    async def _open(self) -> ScopedCursor:
+        return await self._statements._connection()._open_cursor()
+
+    def __await__(self) -> Any:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> ScopedCursor:
+        self._cursor = await self._open()
+        return self._cursor
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._cursor is not None:
+            self._cursor.close()
+
+
+class Transaction(Statements):
+    """A transaction, or a savepoint inside one. Made by ``transaction()``, used with ``async with``."""
+
+    __slots__ = ("_begin", "_db", "_lease", "_options", "_savepoint", "_state")
+
+    def __init__(self, db: ScopedConnection, isolation: Isolation | None, *, readonly: bool, deferrable: bool) -> None:
+        self._db = db
+        self._options = bool(isolation or readonly or deferrable)
+        self._begin = "BEGIN"
+        if isolation is not None:
+            self._begin += f" ISOLATION LEVEL {isolation.upper()}"
+        if readonly:
+            self._begin += " READ ONLY"
+        if deferrable:
+            self._begin += " DEFERRABLE"
+        self._savepoint: str | None = None
+        self._lease = 0
+        self._state: Literal["new", "open", "ended"] = "new"
+
+    def _connection(self) -> ScopedConnection:
+        return self._db
+
+    async def _execute(self, sql: str | bytes, params: Any, timeout: float | None) -> tuple[Link, Any]:
+        if self._state != "open":
+            raise PoolScopeError(f"this transaction is {self._state}: use it inside its 'async with' block only")
+        self._db._check_lease(self._lease)
+        return await self._db._execute(sql, params, timeout)
+
+    async def __aenter__(self) -> Self:
+        if self._state != "new":
+            raise PoolScopeError("a transaction can be entered once: call transaction() again")
+        db = self._db
+        link = await db._borrowed()
+        begin = self._begin
+        if db._depth or db.in_transaction:
+            if self._options:
+                raise PoolScopeError(
+                    "isolation, readonly and deferrable belong to the outermost transaction(): a savepoint has none"
+                )
+            self._savepoint = f"poolscope_{db._depth + 1}"
+            begin = f"SAVEPOINT {self._savepoint}"
+        self._lease = db._lease
+        db._depth += 1
+        try:
+            await db._execute(begin, None, None)
+        except BaseException:
+            # Cancelled after BEGIN was sent: the server may be in the transaction, and the release would find out.
+            # Rolled back here already, so that whoever catches the cancellation does not go on inside it.
+            db._depth -= 1
+            if self._savepoint is None:
+                with contextlib.suppress(Exception):
+                    await self._undo(link)
+            raise
+        self._state = "open"
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        db, self._state = self._db, "ended"
+        link = db._link
+        if link is None or db._lease != self._lease or link.closed:
+            if kind is None:
+                db._check_lease(self._lease)
+                raise TransactionFailed("the connection was lost inside the transaction: nothing was written")
+            return  # gone, and the transaction with it
+        try:
+            if kind is not None:
+                with contextlib.suppress(Exception):  # the error that ends the block is the one to see
+                    await self._undo(link)
+            elif link.status == FAILED and self._savepoint is None:
+                await self._undo(link)
+                raise TransactionFailed(
+                    "COMMIT of a transaction in which a statement had failed: PostgreSQL would have rolled it back and "
+                    "reported nothing. Let the statement's error leave the transaction() block, or put the statement "
+                    "that may fail into a nested transaction()"
+                )
+            else:
+                await self._commit(link)
+        finally:
+            if db._lease == self._lease:
+                db._depth -= 1
+
+    async def _commit(self, link: Link) -> None:
+        if self._savepoint is not None and link.status == FAILED:
+            await self._undo(link)
+            raise TransactionFailed(
+                "a statement inside this nested transaction() had failed: it was rolled back. "
+                "Let the statement's error leave the block"
+            )
+        await link.run(link.cursor(), f"RELEASE {self._savepoint}" if self._savepoint else "COMMIT")
+
+    async def _undo(self, link: Link) -> None:
+        name = self._savepoint
+        await link.run(link.cursor(), f"ROLLBACK TO {name}; RELEASE {name}" if name else "ROLLBACK")
+
+
+class Stream:
+    """Rows from a cursor on the server. Iterate once; ``aclose()`` (or ``async with``) ends it early."""
+
+    __slots__ = ("_db", "_lease", "_name", "_own", "_params", "_rows", "_size", "_sql", "_state")
+
+    def __init__(self, statements: Statements, sql: str, params: Any, size: int) -> None:
+        self._db = statements._connection()
+        self._sql = sql
+        self._params = params
+        self._size = size
+        self._state: Literal["new", "open", "last", "ended"] = "new"
+        self._own = False
+        self._name = ""
+        self._lease = 0
+        self._rows: list[Any] = []
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def __anext__(self) -> Any:
+        if not self._rows:
+            await self._fill()
+            if not self._rows:
+                raise StopAsyncIteration
+        return self._rows.pop()
+
+    async def aclose(self) -> None:
+        """End it now. Harmless when repeated."""
+        if self._state in ("open", "last"):
+            await self._end("ROLLBACK")
+        self._state = "ended"
+        self._rows = []
+
+    def __del__(self) -> None:
+        # 'break' in an 'async for' just drops the stream. Its transaction must not swallow what comes next.
+        if self._own and self._state == "open" and self._db._lease == self._lease:
+            self._db._streaming = ABANDONED
+
+    async def _fill(self) -> None:
+        if self._state == "new":
+            await self._open()
+        if self._state != "open":
+            return
+        try:
+            rows = await self._run_all(f"FETCH FORWARD {self._size} FROM {self._name}")
+        except BaseException:
+            await self._fail()
+            raise
+        if len(rows) < self._size:
+            await self._end("COMMIT")
+        rows.reverse()
+        self._rows = rows
+
+    async def _open(self) -> None:
+        db = self._db
+        link = await db._borrowed()
+        if db._streaming:
+            await db._end_stream()
+        self._lease = db._lease
+        self._own = not db.in_transaction
+        self._name = f"poolscope_stream_{id(self):x}"
+        self._state = "open"
+        if self._own:
+            db._streaming = ONGOING
+        begin = "BEGIN; " if self._own else ""
+        try:
+            await link.run(link.cursor(), f"{begin}DECLARE {self._name} NO SCROLL CURSOR FOR {self._sql}", self._params)
+        except BaseException:
+            await self._fail()
+            raise
+
+    async def _run_all(self, sql: str) -> list[Any]:
+        self._db._check_lease(self._lease)
+        link = self._db._link_in_use()
+        await link.run(link.cursor(), sql)
+        return link.read_all(link.cursor())
+
+    async def _fail(self) -> None:
+        with contextlib.suppress(Exception):
+            await self._end("ROLLBACK")
+
+    async def _end(self, how: str) -> None:
+        """Close the server's cursor: with its transaction, or on its own inside somebody else's."""
+        self._state = "ended"
+        db, link = self._db, self._db._link
+        if link is None or db._lease != self._lease or link.closed:
+            return
+        if self._own:
+            db._streaming = NOT_STREAMING
+            await link.run(link.cursor(), how)
+        elif link.status != FAILED:
+            await link.run(link.cursor(), f"CLOSE {self._name}")
