@@ -395,7 +395,9 @@ class Driver:
         self._pools: dict[tuple[object, ...], aiopg.Pool] = {}
         self._check_interval = config.abandon_interval is not None
         self._params = {**config.params, "application_name": application_name}
-        self._params.setdefault("gssencmode", "disable")  # its fall-back is a second socket, which aiopg never sees
+        # What could make libpq change to a second socket, which aiopg would never see.
+        self._params.setdefault("gssencmode", "disable")
+        self._params["target_session_attrs"] = "any"
         self._rows = ROWS[config.rows] if isinstance(config.rows, str) else config.rows
 
     async def open(self) -> Link:

@@ -360,7 +360,7 @@ def _free_port() -> int:
             return port
 
 
-def _conf_value(value: str | float | bool) -> str:  a value, not a switch
+def _conf_value(value: str | float | bool) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return str(value).replace("\\", "\\\\").replace("'", "''")
