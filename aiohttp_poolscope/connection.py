@@ -38,6 +38,8 @@ class Acquisition:
     __slots__ = ("_db", "_mine", "_timeout")
 
     def __init__(self, db: ScopedConnection, timeout: float | None) -> None:
+        if timeout is not None and not timeout >= 0:
+            raise ValueError(f"acquire(timeout={timeout!r}): must be a number of seconds, 0 or more")
         self._db = db
         self._timeout = timeout
         self._mine = False

@@ -29,6 +29,11 @@ class Drain:
         self._pool = pool
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def begun(self) -> bool:
+        """Whether the pool is ending."""
+        return self._task is not None
+
     def begin(self) -> asyncio.Task[None]:
         """Refuse who has not started, and start to drain. The task is done when the pool is closed."""
         if self._task is None:

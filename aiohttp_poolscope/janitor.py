@@ -91,7 +91,8 @@ class Janitor:
         if config.max_lease is not None and held > config.max_lease:
             db._revoke(f"it was held for more than max_lease ({config.max_lease:g} s)")
         elif config.cancel_abandoned and db.method in ("GET", "HEAD") and _client_left(db):
-            db.task.cancel("the client has left")
+            task, db.task = db.task, None  # once: a second one would interrupt the handler's own cleaning up
+            task.cancel("the client has left")
         self._look_at_statement(slot.link, now)
 
     def _look_at_statement(self, link: Link, now: float) -> None:

@@ -59,7 +59,7 @@ class Opener:
         while self._wanted():
             try:
                 await self._open()
-            except DatabaseUnavailable as error:
+            except Exception as error:  # noqa: BLE001 - also what the user's password and on_connect raise: it must go on trying
                 self._failed(error)
                 await asyncio.sleep(pool.breaker.pause(random.random()))  # noqa: S311
 
@@ -95,12 +95,13 @@ class Opener:
         except (DatabaseError, TimeoutError) as error:
             raise DatabaseUnavailable(f"on_connect failed: {str(error) or f'not done within {limit:g} s'}") from error
 
-    def _failed(self, error: DatabaseUnavailable) -> None:
+    def _failed(self, error: Exception) -> None:
         pool = self._pool
-        self.problem = str(error)
+        self.problem = str(error) or repr(error)
         log = logger.warning if pool.breaker.failures == 0 else logger.debug
         if pool.breaker.failed():
             log = logger.error
-        log("pool %r: %s (attempt %d)", pool.key, error, pool.breaker.failures)
+        strange = None if isinstance(error, DatabaseUnavailable) else error
+        log("pool %r: %s (attempt %d)", pool.key, error, pool.breaker.failures, exc_info=strange)
         if pool.unreachable:
             pool.gate.fail()

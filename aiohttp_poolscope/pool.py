@@ -320,7 +320,9 @@ class Pool:
             db._end("the hook")
 
     def drop(self, slot: Slot[Link]) -> None:
-        """Close a connection and free its room."""
+        """Close a connection and free its room. Harmless when it is gone already."""
+        if slot not in self.gate.slots:
+            return
         slot.link.close()
         self.gate.lost(slot, time.monotonic())
         self.closed += 1

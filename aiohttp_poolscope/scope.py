@@ -137,7 +137,7 @@ class PoolScope:
         """``starting`` until the pool is open, ``serving``, ``draining`` once the shutdown began, then ``closed``."""
         if self._pool is None:
             return "closed" if self._ran else "starting"
-        return "draining" if self._pool.gate.draining else "serving"
+        return "draining" if self._pool.drain.begun else "serving"
 
     def _hook_shutdown(self, app: web.Application) -> None:
         if self._hooked is not app:
@@ -168,8 +168,9 @@ class PoolScope:
         """Attach a connection to the request, and take it back whatever happens."""
         pool = self._pool
         match: AbstractMatchInfo = request.match_info
-        if pool is None or pool.gate.draining:
+        if pool is None or pool.drain.begun:
             return await self._answer_while_draining(request, handler)
+        # Unmatched, or attached already by the same scope in an outer application.
         if match.http_exception is not None or (len(request) and self.key in request):
             return await handler(request)
         mark = self._mark(match.handler, request.method)
