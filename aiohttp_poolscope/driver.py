@@ -431,12 +431,14 @@ class Driver:
         try:
             try:
                 return await self._acquire(target, mode, password)
+            except RuntimeError:  # uvloop: the descriptor was closed under it; what is wrong comes out the next time
+                return await self._acquire(target, mode, password)
             except psycopg2.Error as error:
                 if not (self._check_interval and CHECK_INTERVAL in str(error)):
                     raise
                 self._check_interval = False  # before PostgreSQL 14, or a platform that cannot watch a socket
                 return await self._acquire(target, mode, password)
-        except (psycopg2.Error, RuntimeError) as error:  # RuntimeError: uvloop, when the descriptor closes under it
+        except (psycopg2.Error, RuntimeError) as error:
             raise DatabaseUnavailable(_text(error)) from error
 
     async def _acquire(self, target: Target, mode: str, password: str | None) -> Link:

@@ -16,11 +16,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from .breaker import Breaker
+from .budget import LIMITS, Limits, overdrawn
 from .connection import ScopedConnection
 from .drain import Drain
 from .driver import IDLE, DatabaseError, Driver
 from .errors import (
     ClientGone,
+    ConfigError,
     ConnectionReleased,
     DatabaseUnavailable,
     PoolExhausted,
@@ -112,11 +114,31 @@ class Pool:
         try:
             if self.config.connect_at_start:
                 await self.opener.fill(max(1, self.config.minsize))
+                await self._check_budget()
         except BaseException:
             await self.stop()
             raise
         self.janitor.start()
         self.attend()
+
+    async def _check_budget(self) -> None:
+        config = self.config
+        if config.pgbouncer:  # it is PgBouncer's limits that count, and these cannot be asked for
+            return
+        db = ScopedConnection(self, once=True)
+        if not self.lend(db):
+            return
+        try:
+            link, cursor = await db._execute(LIMITS, None, None)
+            row = link.read_first(cursor)
+        finally:
+            db._end("the start")
+        limits = Limits(*(row.values() if isinstance(row, dict) else row))
+        said = overdrawn(limits, processes=config.processes, maxsize=config.maxsize, budget=config.budget)
+        if said is not None:
+            if config.budget_strict:
+                raise ConfigError(f"pool {self.key!r}: {said} (budget_strict)")
+            logger.warning("pool %r: %s", self.key, said)
 
     async def stop(self) -> None:
         """Close everything now, by force where it must be."""
