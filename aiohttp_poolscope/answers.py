@@ -18,30 +18,23 @@ QUIET = 1.0
 """Seconds between two log lines about the same kind of refusal: an overload must not become one of the log."""
 
 
-class HTTPClientClosedRequest(web.HTTPException):
-    """nginx's 499: nobody is there to receive it, but the access log shows why the request ended."""
-
-    status_code = 499
-
-    def __init__(self, **options: object) -> None:
-        super().__init__(reason="Client Closed Request", **options)  # type: ignore[arg-type]
-
-
-CLASSES: dict[int, type[web.HTTPException]] = {
-    499: HTTPClientClosedRequest,
-    500: web.HTTPInternalServerError,
-    503: web.HTTPServiceUnavailable,
-    504: web.HTTPGatewayTimeout,
-}
+CLIENT_GONE = 499
+"""nginx's "Client Closed Request": nobody is there to receive it, but the access log shows why the request ended."""
 
 _last_logged: dict[type[PoolScopeError], tuple[float, int]] = {}
 
 
-def answer(error: PoolScopeError) -> web.HTTPException:
-    """The answer to a request that ended with ``error``."""
+def answer(error: PoolScopeError) -> web.Response:
+    """The answer to a request that ended with ``error``.
+
+    A response to return, not an HTTPException to raise: raised, it would leave some twenty objects in reference
+    cycles, and refusing must be cheap while there is most of it to do.
+    """
     _log(error)
     body = {"type": "about:blank", "title": error.title, "status": error.status, "code": error.code}
-    response = CLASSES[error.status](
+    response = web.Response(
+        status=error.status,
+        reason="Client Closed Request" if error.status == CLIENT_GONE else None,
         text=json.dumps(body),
         content_type="application/problem+json",
         headers=None if error.retry_after is None else {"Retry-After": str(error.retry_after)},
@@ -73,5 +66,5 @@ def _log(error: PoolScopeError) -> None:
         return
     _last_logged[kind] = (now, 0)
     more = f" (and {suppressed} more since the last such line)" if suppressed else ""
-    level = logging.INFO if error.status == HTTPClientClosedRequest.status_code else logging.WARNING
+    level = logging.INFO if error.status == CLIENT_GONE else logging.WARNING
     logger.log(level, "%s%s", error, more)

@@ -194,12 +194,12 @@ class PoolScope:
             else:
                 response = await handler(request)
         except BaseException as error:
-            ours = _answer_to(error)
-            if ours is not None:
-                raise ours from error
-            if pool.gate.draining and isinstance(error, web.HTTPException):
-                error.force_close()
-            raise
+            refusal = _answer_to(error)
+            if refusal is None:
+                if pool.gate.draining and isinstance(error, web.HTTPException):
+                    error.force_close()
+                raise
+            return refusal
         finally:
             pool.attached -= 1
             db._end("the end of its handler")
@@ -230,8 +230,7 @@ class PoolScope:
         match: AbstractMatchInfo = request.match_info
         needed = match.http_exception is None and self._mark(match.handler, request.method).acquire != "none"
         if needed and not (self.config.skip is not None and self.config.skip(request)):
-            error = self._not_serving()
-            raise answer(error) from error
+            return answer(self._not_serving())
         try:
             response = await handler(request)
         except web.HTTPException as raised:
@@ -339,13 +338,17 @@ def setup(app: web.Application, dsn: str | None = None, /, **settings: Any) -> P
     return PoolScope(dsn, **settings).setup(app)
 
 
-def _answer_to(error: BaseException) -> web.HTTPException | None:
-    """The answer to what left a handler; None for what is not ours to answer."""
+def _answer_to(error: BaseException) -> web.Response | None:
+    """The answer to what left a handler; None for what is not ours to answer.
+
+    A function of its own, so that no frame of the error's traceback holds the error: that would be a cycle.
+    """
+    ours: BaseException | None = error
     if isinstance(error, BaseExceptionGroup):
-        error = only_ours(error) or error
+        ours = only_ours(error)
     elif isinstance(error, asyncio.CancelledError) and cancelled_by_server(error):
-        error = QueryTimeout("a statement run on db.raw was cancelled by the server")
-    return answer(error) if isinstance(error, PoolScopeError) else None
+        ours = QueryTimeout("a statement run on db.raw was cancelled by the server")
+    return answer(ours) if isinstance(ours, PoolScopeError) else None
 
 
 class _UndoneError(Exception):
