@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 .DEFAULT_GOAL := help
 # Two set-ups at once would be in each other's way.
 .NOTPARALLEL:
-.PHONY: help demo test test-all lint simulate clean
+.PHONY: help demo test test-all lint simulate facts clean
 
 help:
 	@echo "make demo       a small service with a PostgreSQL of its own; ARGS=... for its options, Ctrl-C ends it"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-all   also those that need system packages"
 	@echo "make lint       ruff, mypy, import-linter"
 	@echo "make simulate   random schedules against the gate; SCHEDULES=100000"
+	@echo "make facts      the figures of the README, measured here, in a minute and a half; ARGS=--json for every run"
 	@echo "make clean      delete what these have made"
 	@echo "PYTHON=python3.13 chooses another Python; use it with VENV=.venv-3.13"
 
@@ -40,6 +41,9 @@ lint: $(VENV)/.for-lint $(VENV)/.for-test
 
 simulate: $(VENV)/.for-test
 	@$(BIN)/python -m tests.simulation --schedules $(SCHEDULES) $(ARGS)
+
+facts: $(VENV)/.for-demo
+	@$(BIN)/python benchmarks/facts.py $(ARGS)
 
 clean:
 	rm -rf .venv .venv-* $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

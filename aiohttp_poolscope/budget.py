@@ -7,14 +7,17 @@ from dataclasses import dataclass
 __all__ = ("LIMITS", "Limits", "overdrawn")
 
 LIMITS = """
-SELECT current_setting('max_connections')::int,
-       current_setting('superuser_reserved_connections')::int,
-       coalesce(current_setting('reserved_connections', true), '0')::int,
-       r.rolconnlimit, d.datconnlimit
+SELECT current_setting('max_connections')::int AS general,
+       current_setting('superuser_reserved_connections')::int AS superuser_reserved,
+       coalesce(current_setting('reserved_connections', true), '0')::int AS reserved,
+       r.rolconnlimit AS role, d.datconnlimit AS database
   FROM pg_roles AS r, pg_database AS d
  WHERE r.rolname = current_user AND d.datname = current_database()
 """
-"""What the server says of its limits; -1 is none. ``reserved_connections`` exists since PostgreSQL 16."""
+"""What the server says of its limits; -1 is none. ``reserved_connections`` exists since PostgreSQL 16.
+
+Each column has a name of its own, because a row may be a dict or a namedtuple.
+"""
 
 
 @dataclass(frozen=True, slots=True)

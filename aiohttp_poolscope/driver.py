@@ -11,16 +11,19 @@ import contextlib
 import ctypes
 import errno
 import inspect
+import os
+import re
 import select
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
 import aiopg
 import aiopg.connection
 import psycopg2
 import psycopg2.extensions
 import psycopg2.extras
+from aiopg.utils import ClosableQueue
 
 from .errors import ConnectionBusy, DatabaseUnavailable, PoolScopeError, QueryTimeout
 from .targets import Targets
@@ -78,9 +81,24 @@ class _PollingSelect:
         for descriptor in readers:
             poller.register(descriptor, select.POLLIN)
         ready = poller.poll(0)
-        if any(event & select.POLLNVAL for _, event in ready):
+        bad = [descriptor for descriptor, event in ready if event & select.POLLNVAL]
+        for descriptor in bad:
+            _forget(descriptor)
+        if bad:
             raise OSError(errno.EBADF, "bad file descriptor")
         return [descriptor for descriptor, _ in ready], [], []
+
+
+def _forget(descriptor: int) -> None:
+    """Take a closed descriptor out of the loop. aiopg would leave the writer of a connect that was refused in it.
+
+    With uvloop the first removal of two fails, since it cannot go on watching for the other, and the next socket
+    that gets this number could not be watched.
+    """
+    loop = asyncio.get_running_loop()
+    for remove in (loop.remove_reader, loop.remove_writer):
+        with contextlib.suppress(OSError):
+            remove(descriptor)
 
 
 aiopg.connection.select = _PollingSelect  # type: ignore[attr-defined,assignment]
@@ -195,14 +213,15 @@ class Link:
         """Whether the server is a read-only standby. It says so by itself since PostgreSQL 14."""
         told = self.raw.get_parameter_status("in_hot_standby")
         if told is None:
-            await self.run(self.cursor(), "SELECT pg_is_in_recovery()")
-            return next(iter(self.read_first(self.cursor()))) is True
+            cursor = self.raw.cursor()  # whose rows are tuples
+            await self.run(cursor, "SELECT pg_is_in_recovery()")
+            return self.reading(cursor.fetchone)[0] is True
         return bool(told == "on")
 
     def cursor(self) -> Any:
         """The one psycopg2 cursor that statements share."""
         if self._cursor is None:
-            self._cursor = self.raw.cursor(**self._factory)
+            self._cursor = self.new_cursor()
         return self._cursor
 
     def drop_result(self) -> None:
@@ -213,19 +232,20 @@ class Link:
 
     def new_cursor(self) -> Any:
         """A psycopg2 cursor of its own, for whoever reads a result bit by bit."""
-        return self.raw.cursor(**self._factory)
+        return self.reading(self.raw.cursor, **self._factory)
 
     def mogrify(self, sql: str, params: Any) -> bytes:
         """The statement with its parameters filled in."""
-        filled: bytes = self.cursor().mogrify(sql, params)
+        filled: bytes = self.reading(self.cursor().mogrify, sql, params)
         return filled
 
-    def reading(self, fetch: Callable[..., Any], *args: Any) -> Any:
-        """Call a psycopg2 method that reads a result. The connection can have died since it arrived."""
+    def reading(self, method: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Call a psycopg2 method that only reads what is here. The connection can have died since it arrived."""
         try:
-            return fetch(*args)
+            return method(*args, **options)
         except psycopg2.Error as error:
-            self._raise(error)
+            self._blame(error)
+            raise
 
     def read_all(self, cursor: Any) -> list[Any]:
         """All rows of the shared cursor."""
@@ -261,12 +281,13 @@ class Link:
             aio._ready(aio._weakref)
             await waiter
         except psycopg2.Error as error:
-            if self.closed:
-                self._shut()  # at once: libpq has closed the descriptor, and its number may be somebody else's soon
-            self._raise(error)
+            self._after(error)
+            self._blame(error)
+            raise
         finally:
             self.running_since = None
             aio._waiter = None
+            del waiter  # it holds the error, whose traceback holds this frame
             if timer is not None:
                 timer.cancel()
             if self._overdue is not None:
@@ -336,8 +357,19 @@ class Link:
     def _too_late(self) -> QueryTimeout:
         return QueryTimeout(f"the statement did not end within {self._limit:g} s")
 
-    def _raise(self, error: psycopg2.Error) -> NoReturn:
-        """Raise the error a user sees: ours if the connection or the time is at fault, else the driver's."""
+    def _after(self, error: psycopg2.Error) -> None:
+        """Mend what aiopg leaves after an error."""
+        error.__traceback__ = None  # aiopg's frames hold the future that holds the error
+        aio = self.aio
+        if self.closed:
+            self._shut()  # at once: libpq has closed the descriptor, and its number may be somebody else's soon
+        elif aio._notifies_proxy._close_event.done():
+            # After any SQL error aiopg calls the queue of notifications closed, and keeps the error in it: the
+            # frames of a request, for as long as the connection lives.
+            aio._notifies_proxy = ClosableQueue(aio._notifies, self._loop)
+
+    def _blame(self, error: psycopg2.Error) -> None:
+        """Raise our own error if the connection or the time is at fault, not the statement."""
         if self.verdict is not None:
             raise self.verdict from error
         if isinstance(error, psycopg2.extensions.QueryCanceledError):
@@ -346,7 +378,6 @@ class Link:
             raise QueryTimeout(f"the statement was cancelled: {_text(error)}") from error
         if self.closed:
             raise DatabaseUnavailable(f"the connection to {self.host} died: {_text(error)}") from error
-        raise error
 
     def close(self) -> None:
         """Close and hand back to the aiopg pool that owns it. May be repeated."""
@@ -394,10 +425,16 @@ class Driver:
         self._targets = Targets(config)
         self._pools: dict[tuple[object, ...], aiopg.Pool] = {}
         self._check_interval = config.abandon_interval is not None
-        self._params = {**config.params, "application_name": application_name}
+        self._params = dict(config.params)
         # What could make libpq change to a second socket, which aiopg would never see.
+        self._params.pop("fallback_application_name", None)
         self._params.setdefault("gssencmode", "disable")
         self._params["target_session_attrs"] = "any"
+        # Told that a parameter in the options is unknown, libpq suspects application_name and connects again without
+        # it. So that one stands in the options, too, unless libpq would find another one by itself.
+        self._name = application_name
+        if config.pgbouncer or "PGAPPNAME" in os.environ:
+            self._params["application_name"] = application_name
         self._rows = ROWS[config.rows] if isinstance(config.rows, str) else config.rows
 
     async def open(self) -> Link:
@@ -424,22 +461,27 @@ class Driver:
                 del self._pools[key]
 
     async def _connect(self, target: Target, mode: str) -> Link:
-        given = self._config.password
-        password = given() if callable(given) else given
-        if inspect.isawaitable(password):
-            password = await password
+        password = await self._password()
         try:
             try:
-                return await self._acquire(target, mode, password)
-            except RuntimeError:  # uvloop: the descriptor was closed under it; what is wrong comes out the next time
                 return await self._acquire(target, mode, password)
             except psycopg2.Error as error:
                 if not (self._check_interval and CHECK_INTERVAL in str(error)):
                     raise
                 self._check_interval = False  # before PostgreSQL 14, or a platform that cannot watch a socket
                 return await self._acquire(target, mode, password)
-        except (psycopg2.Error, RuntimeError) as error:
+        except (psycopg2.Error, RuntimeError, AssertionError) as error:  # aiopg asserts that it did not die at once
             raise DatabaseUnavailable(_text(error)) from error
+
+    async def _password(self) -> str | None:
+        given = self._config.password
+        if not callable(given):
+            return given
+        try:
+            password = given()
+            return await password if inspect.isawaitable(password) else password
+        except Exception as error:  # somebody else's code: a connect that failed, like any other
+            raise DatabaseUnavailable(f"the password function failed: {error!r}") from error
 
     async def _acquire(self, target: Target, mode: str, password: str | None) -> Link:
         key = (target, mode, password, self._check_interval)
@@ -473,4 +515,5 @@ class Driver:
             CHECK_INTERVAL: config.abandon_interval if self._check_interval else None,
         }
         ours = [f"-c {name}={max(1, round(limit * 1000))}" for name, limit in limits.items() if limit is not None]
+        ours.append("-c application_name=" + re.sub(r"([\\\s])", r"\\\1", self._name))
         return " ".join([*ours, given]).strip()

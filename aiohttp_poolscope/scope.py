@@ -170,8 +170,10 @@ class PoolScope:
         match: AbstractMatchInfo = request.match_info
         if pool is None or pool.drain.begun:
             return await self._answer_while_draining(request, handler)
-        # Unmatched, or attached already by the same scope in an outer application.
-        if match.http_exception is not None or (len(request) and self.key in request):
+        around = request.get(self.key) if len(request) else None
+        # Unmatched, or attached already by the same scope in an outer application. Another scope with the same key
+        # gives way to this one: its connection may be to another database.
+        if match.http_exception is not None or getattr(around, "_pool", None) is pool:
             return await handler(request)
         mark = self._mark(match.handler, request.method)
         if mark.acquire == "none" or (self.config.skip is not None and self.config.skip(request)):
@@ -199,10 +201,14 @@ class PoolScope:
                 if pool.gate.draining and isinstance(error, web.HTTPException):
                     error.force_close()
                 raise
+            if request.writer.output_size:  # an answer is on its way already: this one would end up inside of it
+                raise
             return refusal
         finally:
             pool.attached -= 1
             db._end("the end of its handler")
+            if around is not None:
+                request[self.key] = around
         if pool.gate.draining and not response.prepared:
             # Else a client with a second request under way on this connection gets no answer to it.
             response.force_close()

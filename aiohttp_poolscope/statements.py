@@ -32,6 +32,10 @@ BATCH = 100
 """Statements that executemany sends in one message: a round trip costs about as much as a hundred small INSERTs."""
 
 
+BETWEEN = b"\n;"
+"""On a line of its own: a statement may end in a ``--`` comment, which would swallow the next one."""
+
+
 class Statements:
     """Statement methods. ``params`` is a sequence for ``%s`` or a mapping for ``%(name)s``; ``timeout`` in seconds.
 
@@ -91,10 +95,10 @@ class Statements:
             for each in params:
                 batch.append(db._link_in_use().mogrify(sql, each))
                 if len(batch) == BATCH:
-                    await tx._execute(b";".join(batch), None, timeout)
+                    await tx._execute(BETWEEN.join(batch), None, timeout)
                     batch.clear()
             if batch:
-                await tx._execute(b";".join(batch), None, timeout)
+                await tx._execute(BETWEEN.join(batch), None, timeout)
 
     def stream(self, sql: str, params: Any = None, size: int = 1000) -> Stream:
         """Iterate over a large result without holding it: ``async for row in db.stream(...)``.

@@ -329,24 +329,27 @@ class World(Books):
         """The breaker opens."""
         if not self.gate.slots:
             self.say("everyone fails")
+            standing = self.gate.standing
             self.gate.fail()
-            self.see(standing=False, ending={Outcome.FAILED})
+            self.see(standing, ending={Outcome.FAILED})
             self.expect(not self.queue, "nobody waits for what cannot come")
             self.check()
 
     def drain(self) -> None:
         """A deployment."""
         self.say("drain")
+        standing = self.gate.standing
         self.gate.drain()
-        self.see(standing=False, ending={Outcome.REFUSED})
+        self.see(standing, ending={Outcome.REFUSED})
         self.expect(all(borrower.running for borrower in self.queue), "who has not started is refused")
         self.attend()
 
     def close(self) -> None:
         """The end, by force: every connection is closed, also those handed to somebody who has not woken up."""
         self.say("close")
+        standing = self.gate.standing
         self.gate.close()
-        self.see(standing=False, ending={Outcome.REFUSED})
+        self.see(standing, ending={Outcome.REFUSED})
         while self.resting:
             self._lose(self.resting.pop()[0], "is closed")
         while self.holding:
