@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .pool import Pool
 
 __all__ = ("Drain",)
@@ -46,10 +48,10 @@ class Drain:
         pool, config = self._pool, self._pool.config
         begun = time.monotonic()
         taken = pool.gate.taken
-        await self._until(begun + config.drain_grace, running=True)
+        await self._until(begun + config.drain_grace, self._in_use)
         cancelled = self._cancel()
         if cancelled:
-            await self._until(begun + config.drain_timeout)
+            await self._until(begun + config.drain_timeout, self._coming_back)
         forced = [f"{lease.method or 'no request'} {lease.path or lease.task or ''}".strip() for lease in pool.leases()]
         await pool.stop()
         logger.log(
@@ -63,19 +65,29 @@ class Drain:
             f": {', '.join(forced)}" if forced else "",
         )
 
-    async def _until(self, end: float, *, running: bool = False) -> None:
-        """Wait until nobody holds or awaits a connection any more (or, if ``running``, could still ask for one)."""
-        pool, gate = self._pool, self._pool.gate
-        while gate.lent or gate.waiting or gate.repairing or (running and pool.attached):
+    async def _until(self, end: float, busy: Callable[[], bool]) -> None:
+        while busy():
             if time.monotonic() >= end:
                 return
             await asyncio.sleep(STEP)
 
+    def _in_use(self) -> bool:
+        """Whether anybody holds or awaits a connection, or could still ask for one."""
+        pool, gate = self._pool, self._pool.gate
+        return bool(gate.lent or gate.waiting or gate.repairing or pool.attached)
+
+    def _coming_back(self) -> bool:
+        """Whether a connection may still be returned. A leaked one is not: its task has ended without it."""
+        return bool(self._pool.gate.repairing or self._holders())
+
+    def _holders(self) -> set[asyncio.Task[Any]]:
+        """The living tasks that hold a connection."""
+        return {db.task for _, db in self._pool.holders() if db.task is not None and not db.task.done()}
+
     def _cancel(self) -> int:
         """End the grace: who still holds or awaits a connection is cancelled."""
-        pool = self._pool
-        pool.gate.close()
-        tasks = {db.task for _, db in pool.holders() if db.task is not None and not db.task.done()}
+        self._pool.gate.close()
+        tasks = self._holders()
         for task in tasks:
             task.cancel("the application is shutting down")
         return len(tasks)

@@ -367,7 +367,13 @@ class Gate(Generic[L]):
             waited = now - since
             if waited > floor and oldest.gone():
                 self._settle(oldest, Outcome.CLIENT_GONE)
-            elif waited <= floor or not self.slots or waited <= (target := self._normal_wait(now, floor)):
+            elif (
+                waited <= floor
+                or not self.slots
+                # For each of them there is a connection that nobody has: slow to open or to check, but no overload.
+                or len(self._waiters) + self.lent <= self.maxsize
+                or waited <= (target := self._normal_wait(now, floor))
+            ):
                 self._late_since = None
                 return
             elif self.standing:

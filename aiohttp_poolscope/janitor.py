@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from .errors import QueryTimeout
+from .leases import describe
 
 if TYPE_CHECKING:
     from .connection import ScopedConnection
@@ -86,8 +87,7 @@ class Janitor:
         if config.leak_threshold is not None and held > config.leak_threshold and not db.reported:
             db.reported = True
             pool.leaked += 1
-            lease = next((lease for lease in pool.leases() if lease.held >= held), None)
-            logger.warning("pool %r: a connection is held for %.1f s: %r", pool.key, held, lease)
+            logger.warning("pool %r: a connection is held for %.1f s: %r", pool.key, held, describe(db, held))
         if config.max_lease is not None and held > config.max_lease:
             db._revoke(f"it was held for more than max_lease ({config.max_lease:g} s)")
         elif config.cancel_abandoned and db.method in ("GET", "HEAD") and _client_left(db):

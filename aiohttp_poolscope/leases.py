@@ -45,6 +45,8 @@ def _where(db: ScopedConnection) -> str | None:
     handler = getattr(db.route, "handler", None)
     if handler is None:
         return None
+    while hasattr(handler, "func"):  # functools.partial
+        handler = handler.func
     name = getattr(handler, "__qualname__", repr(handler))
     code = getattr(handler, "__code__", None)
     return name if code is None else f"{code.co_filename}:{code.co_firstlineno} in {name}"

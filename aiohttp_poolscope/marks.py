@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from .statements import ISOLATIONS, Isolation
 
@@ -77,5 +79,8 @@ def mark_of(handler: Any, method: str) -> Mark:
 
 
 def _marked(handler: H, **wants: Any) -> H:
-    setattr(handler, ATTRIBUTE, replace(getattr(handler, ATTRIBUTE, Mark()), **wants))
-    return handler
+    mark = replace(getattr(handler, ATTRIBUTE, Mark()), **wants)
+    # A bound method takes no attributes, and its function is not this object's alone.
+    marked: Any = functools.partial(handler) if inspect.ismethod(handler) else handler
+    setattr(marked, ATTRIBUTE, mark)
+    return cast(H, marked)

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 from .driver import DatabaseError
-from .errors import DatabaseUnavailable
+from .errors import DatabaseUnavailable, PoolScopeError
 from .gate import Slot
 
 if TYPE_CHECKING:
@@ -92,7 +92,9 @@ class Opener:
         try:
             async with asyncio.timeout(limit):
                 await self._pool.run_hook(self._pool.config.on_connect, slot)
-        except (DatabaseError, TimeoutError) as error:
+        except DatabaseUnavailable:
+            raise
+        except (DatabaseError, PoolScopeError, TimeoutError) as error:
             raise DatabaseUnavailable(f"on_connect failed: {str(error) or f'not done within {limit:g} s'}") from error
 
     def _failed(self, error: Exception) -> None:

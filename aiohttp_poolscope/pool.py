@@ -125,14 +125,11 @@ class Pool:
         config = self.config
         if config.pgbouncer:  # it is PgBouncer's limits that count, and these cannot be asked for
             return
-        db = ScopedConnection(self, once=True)
-        if not self.lend(db):
-            return
-        try:
-            link, cursor = await db._execute(LIMITS, None, None)
-            row = link.read_first(cursor)
-        finally:
-            db._end("the start")
+        # Nobody else is here yet: without a lease no hook runs and nothing is counted.
+        link = self.gate.idle_slots()[0].link
+        cursor = link.cursor()
+        await link.run(cursor, LIMITS)
+        row = link.read_first(cursor)
         limits = Limits(*(row.values() if isinstance(row, dict) else row))
         said = overdrawn(limits, processes=config.processes, maxsize=config.maxsize, budget=config.budget)
         if said is not None:
@@ -185,11 +182,25 @@ class Pool:
         if not self.lend(db):
             db._hold(await self._queue(db, self.config.acquire_timeout if timeout is None else timeout))
         if self.config.on_acquire is not None:
-            try:
-                await self.config.on_acquire(db)
-            except BaseException:
-                self.retire(db)
-                raise
+            await self._run_acquire_hook(self.config.on_acquire, db)
+
+    async def _run_acquire_hook(self, hook: Any, db: ScopedConnection) -> None:
+        # On an object of its own: no other task of the request may run a statement before the hook has, say, set the
+        # tenant.
+        first = ScopedConnection(self, once=True)
+        first.client, first.route, first.method, first.task = db.client, db.route, db.method, db.task
+        slot, db._slot, db._link = db._slot, None, None
+        first._hold(slot)
+        try:
+            await hook(first)
+        except BaseException:
+            self.retire(first)
+            raise
+        held, first._slot, first._link = first._slot, None, None
+        first._end("on_acquire")
+        if held is None:
+            raise ConnectionReleased(f"pool {self.key!r}: the connection was released or taken away in on_acquire")
+        db._hold(slot)
 
     async def _queue(self, db: ScopedConnection, timeout: float) -> Slot[Link]:
         gate = self.gate
@@ -329,7 +340,7 @@ class Pool:
     async def run_hook(self, hook: Any, slot: Slot[Link]) -> None:
         """Give a connection that is not lent to one of the user's hooks. What the hook raises closes it."""
         db = ScopedConnection(self, once=True)
-        db._slot, db._link = slot, slot.link
+        db._link = slot.link  # and no slot: a release() in the hook gives nothing back
         try:
             await hook(db)
         except (DatabaseError, PoolScopeError, TimeoutError):
@@ -338,7 +349,7 @@ class Pool:
             logger.exception("pool %r: the hook %r failed", self.key, hook)
             raise DatabaseUnavailable(f"the hook {getattr(hook, '__name__', 'given')!r} failed: {error!r}") from error
         finally:
-            db._slot = db._link = None
+            db._link = None
             db._end("the hook")
 
     def drop(self, slot: Slot[Link]) -> None:

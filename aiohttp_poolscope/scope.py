@@ -15,7 +15,7 @@ from .answers import answer, only_ours
 from .config import PoolConfig
 from .connection import Acquisition, ScopedConnection
 from .driver import DatabaseError, cancelled_by_server, sqlstate
-from .errors import DatabaseUnavailable, PoolScopeError, QueryTimeout, ShuttingDown
+from .errors import ClientGone, DatabaseUnavailable, PoolScopeError, QueryTimeout, ShuttingDown
 from .marks import Mark, mark_of
 from .pool import Pool
 from .stats import Lease, PoolStats
@@ -189,7 +189,7 @@ class PoolScope:
         pool.attached += 1
         try:
             if self._is_eager(mark, request):
-                await self._borrow(pool, db)
+                await self._borrow(pool, db, request)
             db.running = True
             if mark.transaction is not None:
                 response = await _in_transaction(db, mark.transaction, request, handler)
@@ -214,9 +214,10 @@ class PoolScope:
             response.force_close()
         return response
 
-    async def _borrow(self, pool: Pool, db: ScopedConnection) -> None:
+    async def _borrow(self, pool: Pool, db: ScopedConnection, request: web.Request) -> None:
         if self.config.on_acquire is not None or not pool.lend(db):
             await pool.borrow(db)
+            _must_be_there(request)
 
     def _is_eager(self, mark: Mark, request: web.Request) -> bool:
         how = mark.acquire or self.config.acquire
@@ -229,7 +230,8 @@ class PoolScope:
         key = (handler, method)
         mark = self._marks.get(key)
         if mark is None:
-            mark = self._marks[key] = mark_of(handler, method)
+            of_files = isinstance(getattr(handler, "__self__", None), web.StaticResource)
+            mark = self._marks[key] = Mark(acquire="none") if of_files else mark_of(handler, method)
         return mark
 
     async def _answer_while_draining(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -357,6 +359,13 @@ def _answer_to(error: BaseException) -> web.Response | None:
     return answer(ours) if isinstance(ours, PoolScopeError) else None
 
 
+def _must_be_there(request: web.Request) -> None:
+    """After each await before the handler: a client that has left meanwhile does not start it."""
+    transport = request.transport
+    if transport is None or transport.is_closing():
+        raise ClientGone("the client left between the borrow and its handler")
+
+
 class _UndoneError(Exception):
     """Carries a response of 400 or above out of a transaction, so that it is rolled back."""
 
@@ -370,6 +379,7 @@ async def _in_transaction(
     redirect: web.HTTPException | None = None
     try:
         async with db.transaction(**options):
+            _must_be_there(request)
             try:
                 response = await handler(request)
             except web.HTTPException as raised:

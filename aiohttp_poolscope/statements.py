@@ -6,11 +6,12 @@ reaches the server.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from .driver import FAILED
-from .errors import PoolScopeError, TransactionFailed
+from .errors import ConnectionBusy, DatabaseUnavailable, PoolScopeError, TransactionFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,7 +31,6 @@ NOT_STREAMING, ONGOING, ABANDONED = range(3)
 
 BATCH = 100
 """Statements that executemany sends in one message: a round trip costs about as much as a hundred small INSERTs."""
-
 
 BETWEEN = b"\n;"
 """On a line of its own: a statement may end in a ``--`` comment, which would swallow the next one."""
@@ -184,6 +184,8 @@ class Transaction(Statements):
             raise PoolScopeError("a transaction can be entered once: call transaction() again")
         db = self._db
         link = await db._borrowed()
+        if db._streaming:
+            await db._end_stream()
         begin = self._begin
         if db._depth or db.in_transaction:
             if self._options:
@@ -196,11 +198,11 @@ class Transaction(Statements):
         db._depth += 1
         try:
             await db._execute(begin, None, None)
-        except BaseException:
+        except BaseException as error:
             # Cancelled after BEGIN was sent: the server may be in the transaction, and the release would find out.
             # Rolled back here already, so that whoever catches the cancellation does not go on inside it.
             db._depth -= 1
-            if self._savepoint is None:
+            if self._savepoint is None and not isinstance(error, Exception):
                 with contextlib.suppress(Exception):
                     await self._undo(link)
             raise
@@ -218,6 +220,8 @@ class Transaction(Statements):
                 raise TransactionFailed("the connection was lost inside the transaction: nothing was written")
             return  # gone, and the transaction with it
         try:
+            if kind is None and link.running_since is None and link.raw.isexecuting():
+                await link.settle()  # a statement whose cancellation was caught: to end it may fail the transaction
             if kind is not None:
                 with contextlib.suppress(Exception):  # the error that ends the block is the one to see
                     await self._undo(link)
@@ -241,11 +245,19 @@ class Transaction(Statements):
                 "a statement inside this nested transaction() had failed: it was rolled back. "
                 "Let the statement's error leave the block"
             )
-        await link.run(link.cursor(), f"RELEASE {self._savepoint}" if self._savepoint else "COMMIT")
+        await self._finish(link, f"RELEASE {self._savepoint}" if self._savepoint else "COMMIT")
 
     async def _undo(self, link: Link) -> None:
         name = self._savepoint
-        await link.run(link.cursor(), f"ROLLBACK TO {name}; RELEASE {name}" if name else "ROLLBACK")
+        await self._finish(link, f"ROLLBACK TO {name}; RELEASE {name}" if name else "ROLLBACK")
+
+    async def _finish(self, link: Link, sql: str) -> None:
+        try:
+            await link.run(link.cursor(), sql)
+        except (ConnectionBusy, asyncio.CancelledError):
+            # Still open, perhaps: whatever ran here next would be part of it, and be lost with it.
+            link.fail(DatabaseUnavailable("closed: a transaction was ended while another task used the connection"))
+            raise
 
 
 class Stream:
@@ -258,7 +270,7 @@ class Stream:
         self._sql = sql
         self._params = params
         self._size = size
-        self._state: Literal["new", "open", "last", "ended"] = "new"
+        self._state: Literal["new", "open", "ended"] = "new"
         self._own = False
         self._name = ""
         self._lease = 0
@@ -282,7 +294,7 @@ class Stream:
 
     async def aclose(self) -> None:
         """End it now. Harmless when repeated."""
-        if self._state in ("open", "last"):
+        if self._state == "open":
             await self._end("ROLLBACK")
         self._state = "ended"
         self._rows = []
@@ -342,7 +354,8 @@ class Stream:
         if link is None or db._lease != self._lease or link.closed:
             return
         if self._own:
-            db._streaming = NOT_STREAMING
+            db._streaming = ABANDONED  # until it is done: what came next would be in its transaction
             await link.run(link.cursor(), how)
+            db._streaming = NOT_STREAMING
         elif link.status != FAILED:
             await link.run(link.cursor(), f"CLOSE {self._name}")

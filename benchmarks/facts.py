@@ -51,7 +51,7 @@ WATCHED = 2.0
 """Seconds that those who wait for a connection are watched."""
 
 STATEMENT_TIMEOUT = 0.5
-SHUTDOWN_TIMEOUT, DRAIN_GRACE, EXIT_LIMIT = 2.0, 1.0, 8.0
+SHUTDOWN_TIMEOUT, DRAIN_GRACE, EXIT_LIMIT = 2.0, 1.0, 6.0
 
 Run = dict[str, Any]
 
@@ -286,9 +286,7 @@ FACTS: dict[str, Fact] = {each.__name__: each for each in (abandoned, overload, 
 def spread(values: list[float | None], unit: str = "", none: str = "never") -> str:
     """One number, or the smallest and the largest."""
     known = [value for value in values if value is not None]
-    shown = list(
-        dict.fromkeys(f"{value:.{0 if value >= 10 or value == int(value) else 2}f}" for value in sorted(known))
-    )
+    shown = list(dict.fromkeys(f"{value:.2g}" if 0 < value < 10 else f"{value:.0f}" for value in sorted(known)))
     text = f"{shown[0]}-{shown[-1]}" if len(shown) > 1 else "".join(shown)
     parts = [f"{text}{unit}"] * bool(known) + [none] * (len(known) < len(values))
     return " or ".join(parts)
@@ -300,8 +298,8 @@ def rows(runs: dict[str, dict[str, list[Run]]]) -> list[tuple[str, ...]]:
     def both(fact: str, show: Callable[[list[Run]], str]) -> list[str]:
         return [show(runs[fact][candidate]) for candidate in (BY_HAND, PACKAGE)] if fact in runs else ["", ""]
 
-    def of(name: str, which: str) -> Callable[[list[Run]], str]:
-        return lambda found: spread([run[name][which] for run in found], "/s")
+    def in_time(run: Run) -> float:
+        return round(100 * run["after"]["answered_per_second"] / run["after"]["asked_per_second"])
 
     still = f"still running after {EXIT_LIMIT:g} s"
     table = [
@@ -318,12 +316,12 @@ def rows(runs: dict[str, dict[str, list[Run]]]) -> list[tuple[str, ...]]:
         (
             "overload",
             f"overload, {OVERLOAD * CAPACITY:.0f}/s asked of {CAPACITY:.0f}/s: answered in time",
-            *both("overload", of("during", "answered_per_second")),
+            *both("overload", lambda found: spread([run["during"]["answered_per_second"] for run in found], "/s")),
         ),
         (
             "overload",
-            f"  ... and once it has fallen to {AFTERWARDS * CAPACITY:.0f}/s",
-            *both("overload", of("after", "answered_per_second")),
+            f"  ... and once it has fallen to {AFTERWARDS * CAPACITY:.0f}/s: answered in time",
+            *both("overload", lambda found: spread([in_time(run) for run in found], " %")),
         ),
         (
             "slow_query",

@@ -99,13 +99,8 @@ def main(arguments: list[str] | None = None) -> int:
     with ProcessPoolExecutor(options.jobs) as processes:
         for tally in processes.map(run_many, [options.seed] * len(chunks), chunks):
             total.add(tally)
-            passed = time.perf_counter() - begun
-            print(
-                f"\r{total.schedules:,} of {options.schedules:,} schedules, {total.events:,} events, {passed:.0f} s",
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
+            progress = f"\r{total.schedules:,} of {options.schedules:,}, {time.perf_counter() - begun:.0f} s"
+            print(progress, end="", file=sys.stderr, flush=True)
             if total.failures:
                 processes.shutdown(cancel_futures=True)
                 break

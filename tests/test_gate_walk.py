@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 STEP = 1.0
-"""How far time moves, in seconds: as long as an idle connection is fresh, and as ``queue_target`` where there is one."""
+"""How far time moves, in seconds: no idle connection is fresh any more, and one ``queue_target`` has passed."""
 
-OLDEST = 4
-"""Steps after which every wait is late, and as good as any longer one. A lease of one step already makes that normal."""
+OLDEST = 3
+"""Steps after which one wait is as good as any longer one: late, and for as long again."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,14 @@ class Case:
 
 
 CASES = (
-    Case(1, 3, states=80),
-    Case(2, 3, states=250),
-    Case(2, 2, max_waiting=1, states=150),
-    Case(2, 3, running=True, minsize=1, states=1000),
-    Case(3, 4, states=1000),
+    Case(1, 3, states=50),
+    Case(2, 3, states=200),
+    Case(2, 2, max_waiting=1, states=100),
+    Case(2, 3, running=True, minsize=1, states=800),
+    Case(3, 4, states=800),
     Case(1, 2, target=STEP, leases=True, states=2000),
-    Case(1, 3, target=STEP, states=2000),
-    Case(2, 2, max_waiting=1, target=STEP, states=2000),
-    Case(2, 3, max_waiting=0, target=STEP, states=2000),
-    Case(2, 4, target=STEP, states=2000),
+    Case(1, 3, target=STEP, states=4000),
+    Case(2, 2, target=STEP, max_waiting=1, states=2000),
 )
 
 
@@ -60,6 +58,7 @@ class State:
         self.case = case
         self.now = 0.0
         self.links = 0
+        self.holding = 0
         self.handed: list[Borrower] = []
         self.gate: Gate[int] = Gate(
             maxsize=case.connections,
@@ -93,7 +92,7 @@ class State:
         slots = [slot for slot in self.gate.slots if slot.state is state and slot not in on_their_way]
         return sorted(slots, key=lambda slot: slot.link)
 
-    def moves(self) -> Iterator[tuple[str, int]]:
+    def moves(self) -> Iterator[tuple[str, int]]:  # noqa: C901, PLR0912 - a list, read from top to bottom
         """Everything that can happen next: what, and to which."""
         gate = self.gate
         if gate.waiting + gate.lent < self.case.borrowers:
@@ -142,10 +141,11 @@ class State:
         """The queue."""
         return [waiter for waiter in self.gate._waiters if isinstance(waiter, Borrower)]
 
-    def move(self, what: str, i: int) -> None:
+    def move(self, what: str, i: int) -> None:  # noqa: C901, PLR0912 - a list, read from top to bottom
         """Let it happen, and do what the pool does afterwards."""
         gate, now = self.gate, self.now
-        before = self.places()
+        before, standing = self.places(), gate.standing
+        self.holding -= what.startswith("return")
         match what:
             case "ask" | "ask running":
                 self._ask(running=what == "ask running")
@@ -156,7 +156,7 @@ class State:
             case "client dies":
                 before[i].alive = False
             case "take":
-                gate.take(self.handed.pop(i))
+                self.holding += gate.take(self.handed.pop(i)).state is SlotState.LENT
             case "cancel after hand-over":
                 gate.withdraw(self.handed.pop(i), Outcome.CANCELLED, now)
             case "force":
@@ -199,17 +199,35 @@ class State:
             case "time passes":
                 self.now += STEP
         self.handed += [borrower for borrower in before if borrower.slot is not None and borrower not in self.handed]
-        while gate.next_check(self.now) is not None:
-            pass
-        self._woken(before)
+        while gate.waiting > gate.checking and gate.idle:
+            assert not self._fresh(gate.idle_slots()[-1]), "only what is stale is checked, the rest is handed over"
+            assert gate.next_check(self.now) is not None
+        self._settled(before, standing=standing)
 
     def _ask(self, *, running: bool) -> None:
-        if (self.gate.draining and not running) or self.gate.ask(self.now) is None:
-            self.gate.join(Borrower("somebody", running=running), self.now)
+        gate = self.gate
+        if gate.draining and not running:
+            slot = None  # the pool turns it away by itself
+        else:
+            fresh = [slot for slot in gate.idle_slots() if self._fresh(slot) and not gate.closed]
+            slot = gate.ask(self.now)
+            assert slot is (fresh[-1] if fresh else None)
+        self.holding += slot is not None
+        if slot is None:
+            gate.join(Borrower("somebody", running=running), self.now)
 
-    def _woken(self, before: list[Borrower]) -> None:
-        """Who has left the queue has an end; who was served or settled by another has been woken, once."""
-        waiting = self.places()
+    def _fresh(self, slot: Slot[int]) -> bool:
+        return self.now - slot.since < STEP
+
+    def _settled(self, before: list[Borrower], *, standing: bool) -> None:
+        """The right one was served; nobody was shed too early; who left the queue has an end and was woken, once."""
+        waiting, living = self.places(), [borrower for borrower in before if not borrower.gone()]
+        served = [borrower for borrower in before if borrower.outcome is Outcome.LENT]
+        assert served in ([], [living[-1 if standing else 0]] if living else [])
+        shed = [borrower for borrower in before if borrower.outcome is Outcome.SHED]
+        if shed and not standing:
+            assert self.gate.slots
+            assert self.now - shed[0].since > 2 * STEP
         for borrower in before:
             assert (borrower.outcome is None) == (borrower in waiting)
             left_alone = borrower.outcome in (Outcome.CANCELLED, Outcome.TIMED_OUT)
@@ -221,7 +239,8 @@ class State:
         assert gate.violations() == []
         assert gate.handed == len(self.handed)
         kept = sum(borrower.slot is not None and borrower.slot.state is SlotState.LENT for borrower in self.handed)
-        assert gate.lent == len(self.slots(SlotState.LENT)) + kept
+        assert gate.lent == self.holding + kept
+        assert self.holding == len(self.slots(SlotState.LENT))
         assert not any(borrower.woken for borrower in self.places())
         if gate.draining:
             assert all(borrower.running for borrower in self.places())
@@ -230,7 +249,7 @@ class State:
         """All holders return and openings succeed: everybody who waits is settled."""
         gate = self.gate
         rounds = 0
-        while gate.waiting or self.handed or gate.lent or gate.repairing or gate.opening:
+        while gate.waiting or self.handed or self.holding or gate.repairing or gate.opening:
             rounds += 1
             assert rounds < 50, "somebody waits for ever"
             ready: list[tuple[str, list[object]]] = [
@@ -269,7 +288,7 @@ class State:
             tuple(sorted(lease(self.now - slot.since) for slot in self.slots(SlotState.LENT))),
             tuple(sorted((slot.state.name, lease(self.now - slot.since)) for slot in handed if slot)),
             (gate.repairing, gate.checking),
-            tuple(lease(seconds) for seconds in gate._recent),
+            tuple(lease(seconds) for seconds in gate._recent if self.case.leases),
             None if late is None else age(late),
             self.case.leases and self.now < gate._target_until and min(gate._target, OLDEST * STEP),
         )
@@ -278,6 +297,8 @@ class State:
 def walk(case: Case) -> tuple[int, int]:
     """Breadth first, so that what fails is told by the shortest way to it. How many states and moves there are."""
     start = State(case)
+    changeable = {name for name, value in vars(start.gate).items() if isinstance(value, (set, list, dict, deque))}
+    assert changeable == {"slots", "ended", "_idle", "_waiters", "_recent"}, "twin() must copy all of these"
     ways: dict[object, tuple[object, str]] = {start.key(): (None, "start")}
     frontier = deque([start])
     moves = 0

@@ -48,7 +48,8 @@ async def ask(link: Link, sql: str, params: Any = None) -> Any:
 class Wire:
     """A TCP proxy in front of the server, in a thread with a loop of its own.
 
-    ``queries`` and ``cancels`` count what clients sent. ``frozen``: nothing passes in either direction.
+    ``queries`` and ``cancels`` count what clients sent. ``frozen``: nothing passes in either direction;
+    ``freeze()``: not on the connections that are open now. ``hang``: new connections are accepted and left alone.
     ``deaf_to_cancel``: cancel requests are accepted and never answered. ``swap``: bytes to be replaced in what the
     server says; ``swap_start``: in the packet with which a client starts.
     """
@@ -57,12 +58,13 @@ class Wire:
         self.queries: list[str] = []
         self.cancels = 0
         self.connects = 0
-        self.frozen = self.deaf_to_cancel = False
+        self.frozen = self.hang = self.deaf_to_cancel = False
         self.swap: tuple[bytes, bytes] | None = None
         self.swap_start: tuple[bytes, bytes] | None = None
         self.port = port
         self._info = info
         self._loop = asyncio.new_event_loop()
+        self._frozen_below = 0
         self._pairs: set[asyncio.StreamWriter] = set()
         ready = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(ready,), name="wire")
@@ -75,6 +77,10 @@ class Wire:
         info = self._info
         password = f":{info.password}" if info.password else ""
         return f"postgresql://{info.user}{password}@127.0.0.1:{self.port}/{info.dbname}?sslmode=disable"
+
+    def freeze(self) -> None:
+        """Let nothing pass any more on the connections there are."""
+        self._frozen_below = self.connects
 
     def cut(self) -> None:
         """Cut every connection, as a firewall would that answers with a reset."""
@@ -103,6 +109,7 @@ class Wire:
             writer.transport.abort()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number = self.connects
         self.connects += 1
         self._pairs.add(writer)
         server: asyncio.StreamWriter | None = None
@@ -112,17 +119,19 @@ class Wire:
                 self.cancels += 1
                 while self.deaf_to_cancel:
                     await asyncio.sleep(0.01)
+            while self.hang:
+                await asyncio.sleep(0.005)
             answers, server = await self._server()
             self._pairs.add(server)
             server.write(first.replace(*self.swap_start) if self.swap_start else first)
-            await self._pump(reader, server, answers, writer)
+            await self._pump(number, reader, server, answers, writer)
         for each in (writer, server):
             if each is not None:
                 self._pairs.discard(each)
                 each.close()
 
-    async def _pump(self, reader: Any, server: Any, answers: Any, writer: Any) -> None:
-        ways = [asyncio.ensure_future(way) for way in (self._requests(reader, server), self._answers(answers, writer))]
+    async def _pump(self, number: int, reader: Any, server: Any, answers: Any, writer: Any) -> None:
+        ways = [asyncio.ensure_future(way) for way in (self._requests(number, reader, server), self._answers(number, answers, writer))]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -139,21 +148,21 @@ class Wire:
         head = await reader.readexactly(4 + kind)
         return head + await reader.readexactly(struct.unpack_from("!I", head, kind)[0] - 4)
 
-    async def _requests(self, reader: asyncio.StreamReader, server: asyncio.StreamWriter) -> None:
+    async def _requests(self, number: int, reader: asyncio.StreamReader, server: asyncio.StreamWriter) -> None:
         while True:
             message = await self._packet(reader, kind=1)
             if message[:1] == b"Q":
                 self.queries.append(message[5:-1].decode())
-            await self._thaw()
+            await self._thaw(number)
             server.write(message)
 
-    async def _answers(self, answers: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _answers(self, number: int, answers: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await answers.read(65536):
-            await self._thaw()
+            await self._thaw(number)
             writer.write(data.replace(*self.swap) if self.swap else data)
 
-    async def _thaw(self) -> None:
-        while self.frozen:
+    async def _thaw(self, number: int) -> None:
+        while self.frozen or number < self._frozen_below:
             await asyncio.sleep(0.005)
 
 

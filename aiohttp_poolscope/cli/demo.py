@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--maxsize", type=_number(1, 200), default=10, help="connections at most (%(default)s)")
     parser.add_argument("--once", action="store_true", help="put it under load, check that all is well, and end")
     parser.add_argument(
-        "--aborts", type=_number(1, 1_000_000), default=4_000, metavar="N",
+        "--aborts", type=_number(1, 1_000_000), default=5_000, metavar="N",
         help="with --once: clients that leave before their answer, after half as many that stay (%(default)s)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=1, help="with --once: of everything random (%(default)s)")

@@ -108,7 +108,7 @@ async def entry(db: Any, request: web.Request, amount: int) -> None:
 @pytest.mark.parametrize("settings", [{"queue_target": None}, {"queue_target": None, "reset": "full"}, {}],
                          ids=["rollback", "full", "defaults"])  # fmt: skip
 async def test_a_storm_of_aborted_requests_leaves_nothing_behind(
-    dsn: str, database: Database, serve: Serve, cancellation: bool, settings: dict[str, Any], seed: int
+    dsn: str, database: Database, serve: Serve, *, cancellation: bool, settings: dict[str, Any], seed: int
 ) -> None:
     """Clients leave at any moment: whoever stays is answered, with his own answer, and everything comes back."""
     database.sql("CREATE TABLE ledger (token text, amount int)")

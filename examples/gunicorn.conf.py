@@ -1,0 +1,15 @@
+"""gunicorn -c examples/gunicorn.conf.py"""
+
+import os
+from pathlib import Path
+
+wsgi_app = "gunicorn_app:make_runner"
+pythonpath = str(Path(__file__).parent)
+worker_class = "aiohttp.GunicornWebWorker"
+bind = os.environ.get("BIND", "127.0.0.1:8080")
+
+# The pool reads this as well: it warns at start when workers * maxsize is more than the server has to give.
+workers = int(os.environ.setdefault("WEB_CONCURRENCY", "2"))
+
+# 2 * SHUTDOWN_TIMEOUT + DRAIN_GRACE + 1 s < graceful_timeout, else workers are killed before their pool is closed.
+graceful_timeout = 20

@@ -1,0 +1,191 @@
+"""Servers in processes of their own, that tests can signal; and clients for them that block, one thread each."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException, HTTPResponse
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.conftest import Database
+
+REPOSITORY = Path(__file__).parents[2]
+
+PATIENCE = 30.0
+"""Seconds: longer than any of these processes lives, shorter than a hang."""
+
+KINDS = ("run_app", "gunicorn", "gunicorn-uvloop")
+
+WORKERS = {"gunicorn": "aiohttp.GunicornWebWorker", "gunicorn-uvloop": "aiohttp.GunicornUVLoopWebWorker"}
+
+
+class Answer(NamedTuple):
+    """What came back; status 0: nothing did."""
+
+    status: int
+    headers: dict[str, str]
+    body: str
+
+
+class Drained(NamedTuple):
+    """The drain's log line."""
+
+    duration: float
+    served: int
+    cancelled: int
+    forced: int
+    who: str
+
+
+DRAINED = re.compile(r"drained in ([\d.]+) s, (\d+) served meanwhile, (\d+) cancelled, (\d+) forced(?:: (.*))?")
+
+
+def wait_for(condition: Callable[[], Any], what: str, deadline: float = PATIENCE) -> Any:
+    """Wait for a condition, not for a time."""
+    end = time.monotonic() + deadline
+    while not (value := condition()):
+        assert time.monotonic() < end, f"{what}: not within {deadline:g} s"
+        time.sleep(0.01)
+    return value
+
+
+@dataclass
+class Server:
+    """A running server, its output, and clients for it."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    file: IO[bytes]
+    name: str
+    threads: ThreadPoolExecutor
+
+    @property
+    def output(self) -> str:
+        """Everything it has said so far."""
+        return Path(self.file.name).read_text()
+
+    def get(self, path: str) -> Answer:
+        """Ask on a connection of its own, which the client would like to keep."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        try:
+            connection.request("GET", path)
+            return answered(connection.getresponse())
+        except (OSError, HTTPException):
+            return Answer(0, {}, "")
+        finally:
+            connection.close()
+
+    def ask(self, path: str) -> Future[Answer]:
+        """``get`` in a thread."""
+        return self.threads.submit(self.get, path)
+
+    def send(self, data: bytes) -> socket.socket:
+        """A bare socket with ``data`` sent."""
+        connected = socket.create_connection(("127.0.0.1", self.port), PATIENCE)
+        connected.sendall(data)
+        return connected
+
+    def has_started(self, path: str, times: int = 1) -> None:
+        """Wait until that many handlers of this path run."""
+        wait_for(lambda: self.output.count(f"started {path}\n") >= times, f"the start of {path}")
+
+    def signal(self, number: int = signal.SIGTERM) -> float:
+        """Send it a signal; when that was."""
+        self.process.send_signal(number)
+        return time.monotonic()
+
+    def ends(self) -> int:
+        """Wait for its end; its exit code."""
+        return self.process.wait(PATIENCE)
+
+    def drained(self) -> list[Drained]:
+        """What it has said about its drains."""
+        return [
+            Drained(float(duration), int(served), int(cancelled), int(forced), who or "")
+            for duration, served, cancelled, forced, who in DRAINED.findall(self.output)
+        ]
+
+
+def answered(response: HTTPResponse) -> Answer:
+    body = response.read().decode()
+    return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, body)
+
+
+Launch = Callable[..., Server]
+
+
+@pytest.fixture
+def launch(dsn: str, database: Database) -> Iterator[Launch]:
+    """``launch("run_app", drain_grace=1)``: a server that answers; none of its connections outlives it."""
+    servers: list[Server] = []
+
+    def launched(
+        kind: str, *, layout: str = "setup", workers: int = 1, options: tuple[str, ...] = (), **settings: Any
+    ) -> Server:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        name = f"poolscope-{port}"
+        env = os.environ | {
+            "APP_DSN": dsn,
+            "APP_PORT": str(port),
+            "APP_LAYOUT": layout,
+            "APP_SETTINGS": json.dumps({"maxsize": 2, "application_name": name, **settings}),
+        }
+        command = [sys.executable, "-X", "dev", "-m"]
+        if kind == "run_app":
+            command.append("tests.server.applications")
+        else:
+            command += ["gunicorn", "tests.server.applications:factory", "--worker-class", WORKERS[kind]]
+            command += ["--bind", f"127.0.0.1:{port}", "--no-control-socket"]
+            command += ["--workers", str(workers), *options]
+        file = tempfile.NamedTemporaryFile(suffix=".log")  # noqa: SIM115 - closed below
+        process = subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=file, stderr=subprocess.STDOUT)
+        server = Server(process, port, file, name, ThreadPoolExecutor(16))
+        servers.append(server)
+        # All of them: gunicorn forgets a signal that comes while a worker starts.
+        wait_for(lambda: process.poll() is not None or server.output.count("ready") == workers, "the start")
+        wait_for(lambda: process.poll() is not None or server.get("/").status, "the first answer")
+        assert process.poll() is None, server.output
+        return server
+
+    yield launched
+    for server in servers:
+        if server.process.poll() is None:
+            server.process.kill()
+            server.process.wait()
+        server.threads.shutdown(wait=False, cancel_futures=True)
+        print(server.output)
+        server.file.close()
+
+
+@pytest.fixture
+def clean(database: Database) -> Callable[..., None]:
+    """What must hold of every server that was told to end. ``also``: what it may say all the same."""
+
+    def check(server: Server, *, also: tuple[str, ...] = ()) -> None:
+        assert server.ends() == 0, server.output
+        left = database.sql("SELECT pid, state, query FROM pg_stat_activity WHERE application_name = %s", server.name)
+        # What the server process was told by our exit, it does at once, but not in the same moment.
+        wait_for(
+            lambda: not database.sql("SELECT 1 FROM pg_stat_activity WHERE application_name = %s", server.name),
+            f"the end of {left}",
+            5.0,
+        )
+        for bad in ("Traceback", "ResourceWarning", "never retrieved", "never awaited", "was destroyed"):
+            assert bad in also or bad not in server.output, server.output
+
+    return check

@@ -1,0 +1,163 @@
+"""The pool when connections and the database go away, and come back (F1, B3)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
+from aiohttp_poolscope.errors import ConnectionReleased, DatabaseUnavailable
+
+from .conftest import Audit, Database, until
+from .wire import wired
+
+PID = "SELECT pg_backend_pid()"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[EmbeddedPostgres]:
+    """A server of this module's own, to be stopped and started."""
+    with EmbeddedPostgres(tcp=True) as server:
+        yield server
+
+
+# ---- single connections
+
+
+async def test_dead_idle_connections_reach_nobody(make_scope: Any, database: Database) -> None:
+    """After every idle backend was killed each borrower gets a living connection."""
+    async with make_scope(minsize=3, maxsize=3) as scope:
+        for _ in range(3):
+            await until(lambda: scope.stats().idle == 3)
+            database.kill()
+            for _ in range(5):  # in one turn the loop reads the server's farewell, in the next its end
+                await asyncio.sleep(0)
+            assert await asyncio.gather(*(scope.fetchval("SELECT 1") for _ in range(10))) == [1] * 10
+        assert scope.stats().dead >= 3
+
+
+async def test_a_frozen_idle_connection_reaches_nobody(make_scope: Any, database: Database) -> None:
+    """A connection gone silent without a word fails its ping, and the borrower gets another one (C10, F2)."""
+    with wired(database) as silent:
+        async with make_scope(silent.dsn, maxsize=2, check_after_idle=0.0, connect_timeout=0.2) as scope:
+            pid = await scope.fetchval(PID)
+            silent.freeze()
+            async with asyncio.timeout(10):
+                assert await scope.fetchval(PID) != pid
+            silent.frozen = False
+
+
+async def test_a_kill_mid_query(make_scope: Any, database: Database) -> None:
+    """A backend killed under a statement is DatabaseUnavailable for that one, and the pool goes on."""
+    async with make_scope(maxsize=2) as scope:
+        async with scope.acquire() as db:
+            statement = asyncio.ensure_future(db.fetchval("SELECT pg_sleep(30)"))
+            await until(lambda: ("active",) in database.backends("state"))
+            database.kill()
+            with pytest.raises(DatabaseUnavailable):
+                await statement
+        assert await asyncio.gather(*(scope.fetchval("SELECT 1") for _ in range(5))) == [1] * 5
+        assert scope.stats().in_use == 0
+
+
+async def test_handed_over_and_dead(make_scope: Any, database: Database) -> None:
+    """A connection that dies between its hand-over and its waiter's waking is replaced by a living one."""
+    async with make_scope(maxsize=1) as scope:
+        db = await scope.acquire()
+        pid = await db.fetchval(PID)
+        waiting = asyncio.ensure_future(scope.fetchval(PID))
+        await until(lambda: scope.stats().waiting)
+        link = db._link
+        db.release()
+        link.fail(ConnectionReleased("the test"))
+        assert await waiting not in (pid, None)
+
+
+async def test_repair_is_ours(make_scope: Any, database: Database) -> None:
+    """A dirty connection is repaired in a task that the pool knows; the one who returned it does not wait."""
+    async with make_scope(maxsize=1) as scope:
+        db = await scope.acquire()
+        await db.execute("BEGIN")
+        db.release()
+        pool = scope._running()
+        assert [task.get_name() for task in pool._tasks if "repair" in task.get_name()] == ["poolscope db: repair"]
+        assert scope.stats().repairing == 1
+        await until(lambda: scope.stats().idle == 1)
+        assert not [task for task in pool._tasks if "repair" in task.get_name()]
+
+
+async def test_closed_while_it_repairs(make_scope: Any, database: Database, audit: Audit) -> None:
+    """A pool that is closed while connections are being repaired leaves none of them open (P6)."""
+    with wired(database) as wire:
+        async with make_scope(wire.dsn, maxsize=2, drain_grace=0.05, drain_timeout=0.1) as scope:
+            for db in [await scope.acquire(), await scope.acquire()]:
+                await db.execute("BEGIN")
+                wire.frozen = True
+                db.release()
+                wire.frozen = False
+            wire.frozen = True
+        assert scope.state == "closed"
+        wire.frozen = False
+
+
+# ---- the database as a whole
+
+
+async def test_no_database_at_start(make_scope: Any, server: EmbeddedPostgres) -> None:
+    """A wrong address fails the start, unless connect_at_start is off."""
+    wrong = server.dsn_for("nowhere")
+    with pytest.raises(DatabaseUnavailable, match="nowhere"):
+        async with make_scope(wrong):
+            pass
+    async with make_scope(wrong, connect_at_start=False) as scope:
+        assert scope.state == "serving"
+
+
+async def test_breaker(make_scope: Any, server: EmbeddedPostgres) -> None:
+    """While the database is away borrowers are refused at once; it is back within about a second (B3, F1)."""
+    async with make_scope(server.dsn, maxsize=3, minsize=1, breaker_failures=3) as scope:
+        await asyncio.to_thread(server.stop)
+        try:
+            await until(lambda: scope.stats().breaker != "closed")
+            attempts = scope._pool.breaker.failures
+            begun = time.monotonic()
+            for _ in range(50):
+                with pytest.raises(DatabaseUnavailable, match="Connection refused"):
+                    await scope.fetchval("SELECT 1")
+            assert time.monotonic() - begun < 2.0
+            assert scope._pool.breaker.failures - attempts < 10
+        finally:
+            await asyncio.to_thread(server.start)
+        back = time.monotonic()
+        await until(lambda: scope.stats().breaker == "closed", deadline=10)
+        assert await scope.fetchval("SELECT 1") == 1
+        assert time.monotonic() - back < 3.0
+
+
+async def test_a_short_restart_is_waited_out(make_scope: Any, server: EmbeddedPostgres) -> None:
+    """While the breaker is closed those who come during a restart wait for it, and are served (F1)."""
+    async with make_scope(server.dsn, breaker_failures=1000, acquire_timeout=10) as scope:
+        await asyncio.to_thread(server.stop, "immediate")
+        waiting = [asyncio.ensure_future(scope.fetchval("SELECT 1")) for _ in range(5)]
+        await until(lambda: scope.stats().waiting == 5)
+        await asyncio.to_thread(server.start)
+        assert await asyncio.gather(*waiting) == [1] * 5
+
+
+async def test_a_slow_connect_delays_nobody(make_scope: Any, database: Database) -> None:
+    """While a connect hangs, whoever can be served by a return is served (P4)."""
+    with wired(database) as wire:
+        async with make_scope(wire.dsn, maxsize=2, connect_timeout=60) as scope:
+            db = await scope.acquire()
+            wire.hang = True
+            waiting = [asyncio.ensure_future(scope.fetchval("SELECT 1")) for _ in range(3)]
+            await until(lambda: scope.stats().opening and scope.stats().waiting == 3)
+            db.release()
+            async with asyncio.timeout(5):
+                assert await asyncio.gather(*waiting) == [1] * 3
+            assert scope.stats().opening == 1
+            wire.hang = False
