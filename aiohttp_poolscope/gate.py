@@ -240,7 +240,7 @@ class Gate(Generic[L]):
             raise AssertionError(f"give() of a connection that is {state.value}")
         slot.since = now
         if self._waiters:
-            waiter = self._next(now)
+            waiter = self._next()
             if waiter is not None:
                 slot.state = LENT
                 self.lent += 1
@@ -248,6 +248,8 @@ class Gate(Generic[L]):
                 waiter.slot = slot
                 waiter.outcome = Outcome.LENT
                 waiter.wake()
+                # Only now: with a connection in hand, even the last and latest is served rather than shed.
+                self._observe(now)
                 return
         slot.state = IDLE
         self._idle.append(slot)
@@ -342,14 +344,12 @@ class Gate(Generic[L]):
     def _full(self) -> bool:
         return len(self._waiters) + self.lent >= self._max_waiting + self.maxsize
 
-    def _next(self, now: float) -> Waiter[L] | None:
+    def _next(self) -> Waiter[L] | None:
         while self._waiters:
             waiter, _ = self._waiters.popitem(last=self.standing)
             if not self._waiters:
                 self._calm()
             if not waiter.gone():
-                # Only now: with a connection in hand, even the last and latest is served rather than shed.
-                self._observe(now)
                 return waiter
             self._end(waiter, Outcome.CLIENT_GONE)
             waiter.wake()

@@ -181,15 +181,15 @@ class Pool:
         """Lend a connection to ``db``, waiting for it if need be; or one of the errors of ``_refusal``."""
         if not self.lend(db):
             db._hold(await self._queue(db, self.config.acquire_timeout if timeout is None else timeout))
-        if self.config.on_acquire is not None:
-            await self._run_acquire_hook(self.config.on_acquire, db)
+        if self.config.on_acquire is not None and db._slot is not None:
+            await self._run_acquire_hook(self.config.on_acquire, db, db._slot)
 
-    async def _run_acquire_hook(self, hook: Any, db: ScopedConnection) -> None:
+    async def _run_acquire_hook(self, hook: Any, db: ScopedConnection, slot: Slot[Link]) -> None:
         # On an object of its own: no other task of the request may run a statement before the hook has, say, set the
         # tenant.
         first = ScopedConnection(self, once=True)
         first.client, first.route, first.method, first.task = db.client, db.route, db.method, db.task
-        slot, db._slot, db._link = db._slot, None, None
+        db._slot = db._link = None
         first._hold(slot)
         try:
             await hook(first)

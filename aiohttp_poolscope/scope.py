@@ -177,7 +177,7 @@ class PoolScope:
             return await handler(request)
         mark = self._mark(match.handler, request.method)
         if mark.acquire == "none" or (self.config.skip is not None and self.config.skip(request)):
-            return await handler(request)
+            return await _answered(request, handler)
         db = ScopedConnection(pool)
         db.client = request
         db.route = request.match_info.route
@@ -240,7 +240,7 @@ class PoolScope:
         if needed and not (self.config.skip is not None and self.config.skip(request)):
             return answer(self._not_serving())
         try:
-            response = await handler(request)
+            response = await _answered(request, handler)
         except web.HTTPException as raised:
             raised.force_close()
             raise
@@ -357,6 +357,17 @@ def _answer_to(error: BaseException) -> web.Response | None:
     elif isinstance(error, asyncio.CancelledError) and cancelled_by_server(error):
         ours = QueryTimeout("a statement run on db.raw was cancelled by the server")
     return answer(ours) if isinstance(ours, PoolScopeError) else None
+
+
+async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Run a handler that has no connection of its own: what it borrows by scope.acquire() is answered for as well."""
+    try:
+        return await handler(request)
+    except BaseException as error:
+        refusal = _answer_to(error)
+        if refusal is None or request.writer.output_size:
+            raise
+        return refusal
 
 
 def _must_be_there(request: web.Request) -> None:

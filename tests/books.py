@@ -117,10 +117,12 @@ class Books:
         outcome = borrower.outcome
         self.say("  %r ends: %s", borrower, outcome)
         self.expect(borrower in self.queue, "who is woken was waiting", borrower)
+        overload = len(self.queue) + len(self.holding) + len(self.handed) > self.gate.maxsize
         del self.queue[borrower]
         if outcome is Outcome.SHED:
             late = self.target is not None and self.now - borrower.since > self.target and bool(self.gate.slots)
             self.expect(late or full, "only who is late is shed, and nobody in an outage", borrower)
+            self.expect(overload, "nobody is shed for whom there is room", borrower)
         elif outcome is Outcome.CLIENT_GONE:
             self.expect(borrower.gone(), "only the dead are passed over", borrower)
         else:

@@ -147,9 +147,7 @@ async def test_query_timeout(dsn: str, serve: Serve, limit: str) -> None:
         assert scope.stats().opened == 1
 
 
-async def test_a_cancelled_statement_of_the_raw_driver(
-    dsn: str, serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_cancelled_statement_of_the_raw_driver(dsn: str, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """C1: aiopg says CancelledError when the server cancels; the client gets 504, not a dropped socket."""
     # aiopg also complains to the loop, each time.
     monkeypatch.setattr(asyncio.BaseEventLoop, "call_exception_handler", lambda *_: None)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg2
 import pytest
 
-import aiohttp_poolscope as poolscope
 from aiohttp_poolscope.connection import ScopedConnection
-from aiohttp_poolscope.errors import ConnectionBusy, ConnectionReleased, DatabaseUnavailable, PoolScopeError
+from aiohttp_poolscope.errors import ConnectionBusy, ConnectionReleased, PoolScopeError
 
 from .conftest import Database, until
+
+if TYPE_CHECKING:
+    import aiohttp_poolscope as poolscope
 
 PID = "SELECT pg_backend_pid()"
 
@@ -147,8 +149,8 @@ async def test_use_after_release(make_scope: Any, database: Database) -> None:
                 lambda: db.transaction().__aenter__(),
                 lambda: anext(db.stream("SELECT 1")),
                 lambda: cursor.execute(insert),
-                lambda: cursor.fetchone(),
-                lambda: cursor.fetchall(),
+                cursor.fetchone,
+                cursor.fetchall,
                 lambda: db.cursor().__aenter__(),
             ):
                 with pytest.raises(ConnectionReleased):
@@ -252,7 +254,10 @@ LEFTOVERS = {
     ),
     "prepared": ("PREPARE mine AS SELECT 1", "SELECT EXISTS (SELECT FROM pg_prepared_statements WHERE name = 'mine')"),
     "listen": ("LISTEN mine", "SELECT EXISTS (SELECT FROM pg_listening_channels())"),
-    "hold": ("DECLARE mine CURSOR WITH HOLD FOR SELECT 1", "SELECT EXISTS (SELECT FROM pg_cursors WHERE name = 'mine')"),
+    "hold": (
+        "DECLARE mine CURSOR WITH HOLD FOR SELECT 1",
+        "SELECT EXISTS (SELECT FROM pg_cursors WHERE name = 'mine')",
+    ),
 }
 
 

@@ -54,9 +54,7 @@ def watched(dsn: str, **settings: Any) -> Watched:
 
 
 @pytest.mark.parametrize("how", ["fin", "rst"])
-async def test_a_client_leaves_the_queue(
-    dsn: str, serve: Serve, cancellation: bool, how: clients.Leaving
-) -> None:
+async def test_a_client_leaves_the_queue(dsn: str, serve: Serve, cancellation: bool, how: clients.Leaving) -> None:
     """While its request waits: the handler never runs, and no connection is touched; it is found without a return."""
     it = watched(dsn)
     async with serve(it.app, handler_cancellation=cancellation) as served:
@@ -80,9 +78,7 @@ async def test_outcomes_by_mode(dsn: str, serve: Serve, cancellation: bool) -> N
         with clients.client(served.port, clients.request("/gone")):
             await until(lambda: it.scope.stats().waiting == 1, "a place in the queue")
         await until(it.ended, "its end")
-        assert (it.scope.stats().client_gone, it.scope.stats().cancelled) == (
-            (0, 1) if cancellation else (1, 0)
-        )
+        assert (it.scope.stats().client_gone, it.scope.stats().cancelled) == ((0, 1) if cancellation else (1, 0))
 
 
 async def test_the_living_are_served_among_the_dead(dsn: str, serve: Serve, cancellation: bool) -> None:
@@ -210,9 +206,7 @@ async def test_left_while_a_hook_made_the_connection_ready(dsn: str, serve: Serv
         assert it.ran == ["/next"]
 
 
-async def test_left_while_the_transaction_began(
-    dsn: str, serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_left_while_the_transaction_began(dsn: str, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """BEGIN of a transactional request gives the client time to leave: the handler does not run."""
     begin = Transaction.__aenter__
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 SOON = 5.0
 """Seconds: far more than any of these ends may take, far less than aiohttp would wait for a handler that is stuck."""
 
-STUCK = 60.0
-"""Seconds: as aiohttp's ``shutdown_timeout`` is by default."""
+STUCK = 20.0
+"""Seconds that aiohttp would wait for a handler, and once more; by default it is three times as long."""
 
 
 class Report(NamedTuple):
@@ -165,6 +165,27 @@ async def test_a_running_handler_may_still_borrow(dsn: str, serve: Serve, report
             app.go.set()
             assert good(await running)
         assert reports()[1:] == (2, 0, 0, "")
+
+
+async def test_running_handlers_may_still_wait_for_a_connection(
+    dsn: str, serve: Serve, reports: Callable[[], Report]
+) -> None:
+    """Who runs and waits when the drain begins is served in its turn, and so is who begins to wait after that."""
+    app = App(dsn, maxsize=1)
+    async with serve(app.web, shutdown_timeout=STUCK) as served:
+        running = [asyncio.create_task(ask(served.port, path)) for path in ("/hold", "/lazy")]
+        await until(lambda: len(app.started) == 2)
+        before = asyncio.create_task(app.scope.fetchval("SELECT 42"))
+        await until(lambda: app.scope.stats().waiting == 1)
+        async with ending(served):
+            await until(lambda: app.scope.state == "draining")
+            after = asyncio.create_task(app.scope.fetchval("SELECT 42"))
+            await until(lambda: app.scope.stats().waiting == 2)
+            app.go.set()
+            for each in running:
+                assert good(await each)
+            assert (await before, await after) == (42, 42)
+        assert reports()[1:] == (3, 0, 0, "")
 
 
 async def test_after_the_grace_nobody_borrows(dsn: str, serve: Serve, reports: Callable[[], Report]) -> None:

@@ -156,7 +156,13 @@ async def test_ping(database: Database) -> None:
             wire.frozen = False
 
 
-@pytest.mark.parametrize("wrap", [lambda error: error, lambda error: _because(error)])
+def _because(cause: BaseException) -> QueryTimeout:
+    error = QueryTimeout()
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize("wrap", [lambda error: error, _because])
 def test_sqlstate_looks_at_causes(wrap: Any) -> None:
     """The SQLSTATE is found in the error itself or in what caused it; else there is none."""
 
@@ -165,12 +171,6 @@ def test_sqlstate_looks_at_causes(wrap: Any) -> None:
 
     assert sqlstate(wrap(Serialization())) == "40001"
     assert sqlstate(ValueError()) is None
-
-
-def _because(cause: BaseException) -> QueryTimeout:
-    error = QueryTimeout()
-    error.__cause__ = cause
-    return error
 
 
 # ---- aiopg pools behind it

@@ -9,17 +9,20 @@ import resource
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import psycopg2
 import pytest
 
-from aiohttp_poolscope.driver import Link
 from aiohttp_poolscope.errors import ConnectionBusy, DatabaseUnavailable, QueryTimeout
 
 from .conftest import Database, until
 from .wire import ask, driving, linked, wired
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from aiohttp_poolscope.driver import Link
 
 
 async def running(database: Database, link: Link) -> None:

@@ -43,18 +43,19 @@ def queue_up(gate: Gate[int], now: float = 0.0, *, running: bool = False) -> Bor
 
 
 def standing_gate() -> tuple[Gate[int], Slot[int], list[Borrower]]:
-    """At 0.35 a queue of three that has just begun to stand: the fourth and oldest was shed."""
+    """At 0.35 a queue of three that has just begun to stand: the fourth and oldest was shed.
+
+    Its only connection is being repaired: neither lent nor lost, so that what wait is normal does not grow.
+    """
     gate = gate_of(1, queue_target=0.1)
-    gate.give(lend(gate), 0.0)
     slot = lend(gate)
     oldest = queue_up(gate, 0.0)
-    gate.repair(slot, 0.0)  # a connection that is neither lent nor lost: what wait is normal does not grow
     line = [queue_up(gate, since) for since in (0.26, 0.27, 0.28)]
+    gate.repair(slot, 0.0)
     gate.sweep(0.2)
-    assert not gate.standing
+    assert oldest.outcome is None
     gate.sweep(0.35)
-    assert gate.standing
-    assert oldest.outcome is Outcome.SHED
+    assert [borrower.outcome for borrower in (oldest, *line)] == [Outcome.SHED, None, None, None]
     return gate, slot, line
 
 

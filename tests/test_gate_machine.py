@@ -47,10 +47,17 @@ class GateMachine(RuleBasedStateMachine):
         self.up_since = 0.0
         self.seen_late: tuple[Borrower, float] | None = None
         self.ends: dict[Outcome, int] = dict.fromkeys(Outcome, 0)
+        for _ in range(maxsize):
+            self.open(works=True)
 
     # Borrowers.
 
-    @rule(running=st.booleans())
+    @rule(people=st.integers(1, 8), running=st.booleans())
+    def crowd(self, people: int, running: bool) -> None:
+        for _ in range(people):
+            self.ask(running)
+            self.model_and_gate_agree()
+
     def ask(self, running: bool) -> None:
         self.asked += 1
         slot = self.gate.ask(self.now)
@@ -134,7 +141,7 @@ class GateMachine(RuleBasedStateMachine):
         self.lose(self.idle.pop(pick % len(self.idle))[0] if self.idle else self.held.pop(pick % len(self.held)))
 
     @precondition(lambda self: self.gate.wants_opening())
-    @rule(works=st.booleans())
+    @rule(works=st.sampled_from([True, True, True, False]))
     def open(self, works: bool) -> None:
         self.gate.open()
         if not works:
@@ -150,22 +157,26 @@ class GateMachine(RuleBasedStateMachine):
 
     # Time.
 
-    @rule(seconds=st.sampled_from([0.1, 0.3, 0.6, 2.0]))
-    def time_passes(self, seconds: float) -> None:
+    @rule(seconds=st.sampled_from([0.1, 0.3, 0.6, 2.0]), sweeps=st.integers(0, 3))
+    def time_passes(self, seconds: float, sweeps: int) -> None:
         self.now += seconds
+        for _ in range(sweeps):
+            self.sweep()
+            self.model_and_gate_agree()
+            self.now += seconds
 
-    @rule()
     def sweep(self) -> None:
         standing = self.gate.standing
         self.gate.sweep(self.now)
         self.settle(standing, swept=True)
-        if self.seen_late and self.seen_late[0] in self.line[:1] and self.target is not None:
-            assert self.gate.standing or self.now - self.seen_late[1] < self.target
         oldest = self.line[0] if self.line else None
-        if oldest is None or not self.late(oldest) or not self.gate.slots:
+        overload = len(self.line) + len(self.held) + len(self.handed) > self.gate.maxsize
+        if oldest is None or not self.late(oldest) or not self.gate.slots or not overload:
             self.seen_late = None
         elif self.seen_late is None or self.seen_late[0] is not oldest:
             self.seen_late = (oldest, self.now)
+        else:
+            assert self.gate.standing or self.target is None or self.now - self.seen_late[1] < self.target
 
     # The model.
 
@@ -244,7 +255,7 @@ class GateMachine(RuleBasedStateMachine):
 TestGateMachine = GateMachine.TestCase
 """What the model says is what the gate does, in every order of events that hypothesis finds."""
 TestGateMachine.settings = settings(
-    max_examples=150,
+    max_examples=200,
     stateful_step_count=50,
     deadline=None,
     database=None,

@@ -39,6 +39,10 @@ class Room:
         return web.Response()
 
 
+SCOPE = web.AppKey("scope", poolscope.PoolScope)
+ROOM = web.AppKey("room", Room)
+
+
 @contextlib.asynccontextmanager
 async def held_by(
     dsn: str, serve: Serve, handler: Any, room: Room, path: str = "/", **options: Any
@@ -46,7 +50,7 @@ async def held_by(
     """The one lease there is while ``handler`` is inside."""
     app = web.Application()
     scope = poolscope.setup(app, dsn, maxsize=1, acquire=options.pop("acquire", "auto"))
-    app["scope"] = scope
+    app[SCOPE] = scope
     app.router.add_get("/", handler)
     app.router.add_get("/users/{id}", handler)
     async with serve(app) as served:
@@ -120,14 +124,12 @@ async def test_scope_acquire_inside_a_handler_knows_the_request(dsn: str, serve:
             return await room.stay()
 
     async def handler(request: web.Request) -> web.Response:
-        scope = request.app["scope"]
+        scope = request.app[SCOPE]
         if form == "in a task":
             return await asyncio.create_task(borrow(scope), name="the task")
         return await borrow(scope)
 
-    async with held_by(
-        dsn, serve, handler, room, "/users/7", headers={"X-Request-ID": "abc"}, acquire="lazy"
-    ) as lease:
+    async with held_by(dsn, serve, handler, room, "/users/7", headers={"X-Request-ID": "abc"}, acquire="lazy") as lease:
         assert (lease.method, lease.path, lease.route, lease.request_id) == ("GET", "/users/7", "/users/{id}", "abc")
         expected = "in handler: await" if form == "await" else "in handler: block"
         assert lease.where == f"{__file__}:{line_of(expected)} in {borrow.__qualname__}"
@@ -186,7 +188,7 @@ async def test_leases_are_sorted_by_age(make_scope: Any) -> None:
 
 class Books(web.View):
     async def get(self) -> web.StreamResponse:
-        return await self.request.app["room"].stay()  # type: ignore[no-any-return]
+        return await self.request.app[ROOM].stay()
 
 
 async def partly(room: Room, request: web.Request) -> web.Response:  # of a partial
@@ -198,7 +200,7 @@ async def test_other_handlers_are_told_by_name(dsn: str, serve: Serve, kind: str
     """An eager lease of a View names its class, one of a partial the function inside."""
     room = Room()
     app = web.Application()
-    app["room"] = room
+    app[ROOM] = room
     scope = poolscope.setup(app, dsn)
     app.router.add_route("GET", "/", Books if kind == "view" else functools.partial(partly, room))
     async with serve(app) as served:

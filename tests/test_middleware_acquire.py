@@ -246,9 +246,7 @@ async def test_eager_borrows_even_before_the_body(dsn: str, serve: Serve) -> Non
     scope = poolscope.setup(app, dsn, acquire="eager", maxsize=1)
     app.router.add_post("/", tells)
     async with serve(app) as served:
-        reader, writer = await served.raw(
-            clients.request("/", "Content-Length: 1", "Connection: close", method="POST")
-        )
+        reader, writer = await served.raw(clients.request("/", "Content-Length: 1", "Connection: close", method="POST"))
         await until(lambda: scope.stats().in_use == 1, "the eager borrow")
         writer.write(b"x")
         assert (await reader.read()).endswith(b"eager")

@@ -16,7 +16,7 @@ from .conftest import Database, until
 PID = "SELECT pg_backend_pid()"
 
 
-# ---- exhausted (B2)
+# ---- exhausted: B2
 
 
 async def test_exhausted(make_scope: Any) -> None:
@@ -66,7 +66,7 @@ async def test_first_come_first_served(make_scope: Any) -> None:
             waiting = []
             for number in range(5):
                 waiting.append(asyncio.ensure_future(borrow(number)))
-                await until(lambda: scope.stats().waiting == len(waiting))  # noqa: B023
+                await until(lambda: scope.stats().waiting == len(waiting))
         await borrow(99)
         await asyncio.gather(*waiting)
         assert order == [0, 1, 2, 3, 4, 99]
@@ -179,9 +179,8 @@ async def test_keepalive(make_scope: Any, database: Database) -> None:
 
 async def test_check_after_idle(make_scope: Any, database: Database) -> None:
     """A connection idle for longer than check_after_idle is pinged before it is lent, a fresh one is not (B7)."""
-    async with make_scope(minsize=1, maxsize=1, check_after_idle=0.0) as scope:
-        async with scope.acquire():
-            assert database.backends("query") == [("SELECT 1",)]
+    async with make_scope(minsize=1, maxsize=1, check_after_idle=0.0) as scope, scope.acquire():
+        assert database.backends("query") == [("SELECT 1",)]
     async with make_scope(minsize=1, maxsize=1) as scope:
         await scope.fetchval("SELECT 42")
         async with scope.acquire():
@@ -201,18 +200,17 @@ async def test_expire(make_scope: Any, database: Database) -> None:
         assert scope.stats().idle == 2
 
 
-# ---- leaks (O3)
+# ---- leaks: O3
 
 
 async def test_a_leak_is_reported_with_its_holder(make_scope: Any, caplog: Any) -> None:
     """A connection held beyond leak_threshold is logged once, with the line that borrowed it."""
-    async with make_scope(maxsize=3, leak_threshold=0.1) as scope:
-        async with scope.acquire():
-            await until(lambda: scope.stats().leaked == 1)
-            async with scope.acquire() as late:
-                late.task.set_name("the second")
-                late.method = "GET"
-                await until(lambda: scope.stats().leaked == 2)
+    async with make_scope(maxsize=3, leak_threshold=0.1) as scope, scope.acquire():
+        await until(lambda: scope.stats().leaked == 1)
+        async with scope.acquire() as late:
+            late.task.set_name("the second")
+            late.method = "GET"
+            await until(lambda: scope.stats().leaked == 2)
     reports = [record.getMessage() for record in caplog.records if "is held for" in record.getMessage()]
     assert len(reports) == 2
     assert all("test_pool.py" in report for report in reports)
@@ -234,11 +232,10 @@ async def test_max_lease(make_scope: Any, database: Database) -> None:
 async def test_leases(make_scope: Any) -> None:
     """leases() says who holds what, the longest first."""
     async with make_scope(maxsize=2) as scope:
-        async with scope.acquire():
-            async with scope.acquire():
-                first, second = scope.leases()
-                assert first.held >= second.held
-                assert "test_leases" in first.where
+        async with scope.acquire(), scope.acquire():
+            first, second = scope.leases()
+            assert first.held >= second.held
+            assert "test_leases" in first.where
         assert scope.leases() == ()
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,6 +13,9 @@ from aiohttp_poolscope.errors import ConnectionReleased, DatabaseUnavailable
 
 from .conftest import Audit, Database, until
 from .wire import wired
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PID = "SELECT pg_backend_pid()"
 

@@ -93,7 +93,7 @@ async def test_several_scopes_live_in_one_app(dsn: str, serve: Serve) -> None:
     async with serve(app) as served:
         assert await served.get() == (200, '["db", "reports"]')
         assert (db.stats().in_use, reports.stats().in_use) == (0, 0)
-        assert (db.stats().lease.count, reports.stats().lease.count) == (2, 2)  # one of them by the start itself
+        assert (db.stats().lease.count, reports.stats().lease.count) == (1, 1)
 
 
 async def test_states_follow_the_life_of_the_application(dsn: str) -> None:

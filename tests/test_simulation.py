@@ -79,9 +79,9 @@ class CountsAnEndTwice(Gate[int]):
 class NewestFirst(Gate[int]):
     """LIFO without need."""
 
-    def _next(self, now: float) -> Waiter[int] | None:
+    def _next(self) -> Waiter[int] | None:
         standing, self.standing = self.standing, True
-        waiter = super()._next(now)
+        waiter = super()._next()
         self.standing = standing and self.standing
         return waiter
 
@@ -89,16 +89,16 @@ class NewestFirst(Gate[int]):
 class OldestFirst(Gate[int]):
     """FIFO although the queue stands."""
 
-    def _next(self, now: float) -> Waiter[int] | None:
+    def _next(self) -> Waiter[int] | None:
         if self.standing and self._waiters:
             self._waiters.move_to_end(next(iter(self._waiters)))
-        return super()._next(now)
+        return super()._next()
 
 
 class ServesTheDead(Gate[int]):
     """Nobody is asked whether the client is still there."""
 
-    def _next(self, now: float) -> Waiter[int] | None:
+    def _next(self) -> Waiter[int] | None:
         return self._waiters.popitem(last=self.standing)[0] if self._waiters else None
 
 
@@ -198,6 +198,15 @@ class ShedsInAnOutage(Gate[int]):
                 self._settle(waiter, Outcome.SHED)
 
 
+class ShedsWithRoomLeft(Gate[int]):
+    """Slow to open or to check counts as overload."""
+
+    def _observe(self, now: float) -> None:
+        self.maxsize -= 1
+        super()._observe(now)
+        self.maxsize += 1
+
+
 class StandsForEver(Gate[int]):
     """An empty queue does not calm it."""
 
@@ -273,6 +282,7 @@ class RevivesTheLost(Gate[int]):
         StandsAtOnce,
         BlamesAStall,
         ShedsInAnOutage,
+        ShedsWithRoomLeft,
         StandsForEver,
         IgnoresTheDead,
         Unbounded,

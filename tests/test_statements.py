@@ -276,7 +276,7 @@ async def test_a_connection_that_dies(make_scope: Any, database: Database) -> No
                 if before:
                     await db.fetch(before)
                 database.kill()
-                await until(lambda: db.closed)  # noqa: B023
+                await until(lambda: db.closed)
                 with pytest.raises(DatabaseUnavailable):
                     await db.fetchval("SELECT 1")
                 with pytest.raises(DatabaseUnavailable):

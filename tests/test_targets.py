@@ -7,9 +7,8 @@ import os
 import shutil
 import socket
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,6 +18,9 @@ from aiohttp_poolscope.targets import Target
 
 from .conftest import Database, until
 from .wire import ask, driving, linked, wired
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 WITH_TLS = Path(os.environ.get("POOLSCOPE_TEST_TLS_BINDIR", "/usr/lib/postgresql/15/bin"))
 
@@ -191,10 +193,8 @@ async def test_a_standby_is_found(database: Database, target: Any) -> None:
 
 @pytest.mark.parametrize("rows", ["tuple", "dict"])
 async def test_the_role_of_a_server_that_does_not_tell(database: Database, rows: str) -> None:
-    """A server that does not report its role (before PostgreSQL 14, or behind PgBouncer) is asked, whatever a row is."""
-    database.sql(
-        "CREATE FUNCTION public.pg_is_in_recovery() RETURNS boolean LANGUAGE sql AS 'SELECT true'"
-    )
+    """A server that does not report its role (before PostgreSQL 14, behind PgBouncer) is asked, whatever a row is."""
+    database.sql("CREATE FUNCTION public.pg_is_in_recovery() RETURNS boolean LANGUAGE sql AS 'SELECT true'")
     with wired(database) as wire:
         wire.swap = (b"in_hot_standby", b"in_hot_standbx")
         async with linked(wire.dsn, rows=rows, options="-c search_path=public,pg_catalog") as link:

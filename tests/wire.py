@@ -1,18 +1,22 @@
 """What driver tests need: a link without a pool, and a wire to the server that can misbehave."""
 
+# ruff: noqa: ASYNC110 - its switches are flipped from another thread
+
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import struct
 import threading
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp_poolscope.config import PoolConfig
 from aiohttp_poolscope.driver import Driver, Link
 
-from .conftest import Database
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from .conftest import Database
 
 CANCEL_REQUEST = 80877102
 
@@ -131,7 +135,8 @@ class Wire:
                 each.close()
 
     async def _pump(self, number: int, reader: Any, server: Any, answers: Any, writer: Any) -> None:
-        ways = [asyncio.ensure_future(way) for way in (self._requests(number, reader, server), self._answers(number, answers, writer))]
+        both = self._requests(number, reader, server), self._answers(number, answers, writer)
+        ways = [asyncio.ensure_future(way) for way in both]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -77,7 +77,7 @@ class Deserter:
         async with asyncio.timeout(_PATIENCE):
             status = await self._status()
             while status == "200" and wanted > 0:
-                await self._pause(0.002)
+                await self._pause(0.001)
                 got = await self._reader.read(_SIP)
                 if not got:
                     raise asyncio.IncompleteReadError(b"", wanted)

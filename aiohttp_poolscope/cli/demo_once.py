@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ("once",)
 
 _CUSTOMERS = 32
-_DESERTERS = 48
+_DESERTERS = 36
 _STAYING = 4
 """Clients that wait for their answers beside those who leave."""
 _START_LIMIT = 20.0

@@ -113,6 +113,14 @@ async def many(scope: PoolScope, number: int) -> int:
     return number
 
 
+async def forgotten(scope: PoolScope, number: int) -> int:
+    """Begin by hand and forget to commit: that must become no part of somebody else's transaction."""
+    async with scope.acquire() as db:
+        await db.execute("BEGIN")
+        await pay(db, number, 1)
+    return number
+
+
 async def cursor(scope: PoolScope, number: int) -> int:
     async with scope.acquire() as db, db.cursor() as cur:
         await cur.execute("SELECT generate_series(%s, %s)", (number, number + 9))
@@ -160,7 +168,7 @@ async def go_on_in_transaction(scope: PoolScope, number: int) -> int:
 
 WORKS: tuple[Work, ...] = (
     one_statement, borrow_only, borrow_and_release, statements, slow_statement, transaction, nested, retried, many,
-    cursor, stream, go_on_after_timeout, go_on_in_transaction,
+    forgotten, cursor, stream, go_on_after_timeout, go_on_in_transaction,
 )  # fmt: skip
 
 
