@@ -78,11 +78,12 @@ class Drain:
 
     def _coming_back(self) -> bool:
         """Whether a connection may still be returned. A leaked one is not: its task has ended without it."""
-        return bool(self._pool.gate.repairing or self._holders())
+        return bool(self._pool.gate.repairing or self._pool.gate.handed or self._holders())
 
     def _holders(self) -> set[asyncio.Task[Any]]:
-        """The living tasks that hold a connection."""
-        return {db.task for _, db in self._pool.holders() if db.task is not None and not db.task.done()}
+        """The living tasks that hold a connection; not the application's own, which is the one that shuts down."""
+        tasks = {db.task for _, db in self._pool.holders() if db.task is not None and not db.task.done()}
+        return tasks - {self._pool.owner}
 
     def _cancel(self) -> int:
         """End the grace: who still holds or awaits a connection is cancelled."""

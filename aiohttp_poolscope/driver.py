@@ -194,8 +194,14 @@ class Link:
             raw.get_transaction_status() == IDLE
             and not raw.closed
             and self.running_since is None
+            and self.aio._waiter is None
             and self.cancelling is None
         )
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody awaits a statement on it, be it through ``aio``, past this link."""
+        return self.running_since is not None or self.aio._waiter is not None
 
     @property
     def status(self) -> int:
@@ -269,7 +275,7 @@ class Link:
         cancelled (a statement still in flight can be cancelled on the server, and the connection kept).
         """
         aio = self.aio
-        if self.running_since is not None or aio._waiter is not None:
+        if self.busy:
             raise ConnectionBusy(BUSY)
         if self.cancelling is not None or self.raw.isexecuting():
             await self.settle()
@@ -303,7 +309,7 @@ class Link:
 
     async def settle(self) -> None:
         """Wait until an abandoned statement has ended on the server, cancelling it; close if that takes too long."""
-        if self.running_since is not None:
+        if self.busy:
             raise ConnectionBusy(BUSY)
         self.running_since = time.monotonic()
         aio = self.aio
@@ -325,10 +331,9 @@ class Link:
             self.running_since = None
             aio._waiter = None
 
-    async def ping(self, timeout: float) -> None:
-        """One round trip within ``timeout`` seconds, or a TimeoutError or one of the errors of ``run``."""
-        async with asyncio.timeout(timeout):
-            await self.run(self.cursor(), "SELECT 1")
+    async def ping(self) -> None:
+        """One round trip, or one of the errors of ``run``."""
+        await self.run(self.cursor(), "SELECT 1")
 
     def cancel(self) -> None:
         """Ask the server to cancel the statement in flight. Returns at once; ``cancelling`` is done when it knows."""

@@ -165,11 +165,11 @@ class Gate(Generic[L]):
     # ---- borrowing
 
     def ask(self, now: float) -> Slot[L] | None:
-        """The idle connection returned last, if it is fresh. Otherwise None: ``join`` the queue."""
+        """The idle connection returned last, if it is fresh and young. Otherwise None: ``join`` the queue."""
         idle = self._idle
         if idle:
             slot = idle[-1]
-            if now - slot.since <= self._fresh_for:
+            if now - slot.since <= self._fresh_for and now < slot.expires:
                 idle.pop()
                 slot.state = LENT
                 slot.since = now

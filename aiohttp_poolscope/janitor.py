@@ -63,6 +63,7 @@ class Janitor:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(CALM):
                         await self._rush.wait()
+                if time.monotonic() - self._housekeeping < CALM:  # else those who wait only now and then starve it
                     continue
             try:
                 self.sweep(time.monotonic())
@@ -122,4 +123,5 @@ def _longer(age: float, limit: float | None) -> bool:
 
 
 def _client_left(db: ScopedConnection) -> bool:
-    return db.client is not None and db.task is not None and db.client.transport is None
+    request = db.client  # a task that the handler has left behind is not its request's
+    return request is not None and db.task is not None and db.task is request.task and request.transport is None

@@ -12,6 +12,7 @@ import random
 import time
 from typing import TYPE_CHECKING
 
+from . import hooks
 from .driver import DatabaseError
 from .errors import DatabaseUnavailable, PoolScopeError
 from .gate import Slot
@@ -71,7 +72,7 @@ class Opener:
         pool.gate.open()
         slot: Slot[Link] | None = None
         try:
-            slot = Slot(await pool.driver.open(), expires=pool.lifetime_end(begun))
+            slot = Slot(await pool.driver.open())
             if pool.config.on_connect is not None:
                 await self._run_connect_hook(slot)
         except BaseException:
@@ -85,13 +86,14 @@ class Opener:
         self.problem = ""
         if pool.breaker.succeeded():
             logger.warning("pool %r: the database answers again", pool.key)
+        slot.expires = pool.lifetime_end(begun)
         pool.gate.opened(slot, now)
 
     async def _run_connect_hook(self, slot: Slot[Link]) -> None:
         limit = self._pool.config.connect_timeout
         try:
             async with asyncio.timeout(limit):
-                await self._pool.run_hook(self._pool.config.on_connect, slot)
+                await hooks.run(self._pool, self._pool.config.on_connect, slot)
         except DatabaseUnavailable:
             raise
         except (DatabaseError, PoolScopeError, TimeoutError) as error:

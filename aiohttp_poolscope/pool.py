@@ -15,6 +15,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
+from . import hooks
 from .breaker import Breaker
 from .budget import LIMITS, Limits, overdrawn
 from .connection import ScopedConnection
@@ -105,6 +106,8 @@ class Pool:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.get_running_loop()
         # What every returned connection gets, so that none can go straight to the next.
+        self.expired_at = float("-inf")
+        self.owner = asyncio.current_task()
         self._always_repair = config.reset != "rollback" or config.on_release is not None
 
     # ---- life
@@ -145,10 +148,12 @@ class Pool:
                 slot.holder._revoke("the application has stopped")
         self.janitor.stop()
         self.opener.stop()
-        while self._tasks:  # what is being repaired now would otherwise go on without a pool
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.wait(self._tasks)
+        for task in self._tasks:  # what is being repaired now would otherwise go on without a pool
+            task.cancel()
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=CLOSE_LIMIT)
+            for task in late:  # a hook of the user's that holds on to its cancellation
+                logger.warning("pool %r: %s does not end", self.key, task.get_name())
         for slot in list(self.gate.slots):
             self.drop(slot)
         try:
@@ -179,28 +184,13 @@ class Pool:
 
     async def borrow(self, db: ScopedConnection, timeout: float | None = None) -> None:
         """Lend a connection to ``db``, waiting for it if need be; or one of the errors of ``_refusal``."""
+        hook = self.config.on_acquire
+        limit = self.config.acquire_timeout if timeout is None else timeout
+        end = time.monotonic() + limit
         if not self.lend(db):
-            db._hold(await self._queue(db, self.config.acquire_timeout if timeout is None else timeout))
-        if self.config.on_acquire is not None and db._slot is not None:
-            await self._run_acquire_hook(self.config.on_acquire, db, db._slot)
-
-    async def _run_acquire_hook(self, hook: Any, db: ScopedConnection, slot: Slot[Link]) -> None:
-        # On an object of its own: no other task of the request may run a statement before the hook has, say, set the
-        # tenant.
-        first = ScopedConnection(self, once=True)
-        first.client, first.route, first.method, first.task = db.client, db.route, db.method, db.task
-        db._slot = db._link = None
-        first._hold(slot)
-        try:
-            await hook(first)
-        except BaseException:
-            self.retire(first)
-            raise
-        held, first._slot, first._link = first._slot, None, None
-        first._end("on_acquire")
-        if held is None:
-            raise ConnectionReleased(f"pool {self.key!r}: the connection was released or taken away in on_acquire")
-        db._hold(slot)
+            db._hold(await self._queue(db, limit))
+        if hook is not None and db._slot is not None:
+            await hooks.prepare(self, hook, db, db._slot, end - time.monotonic())
 
     async def _queue(self, db: ScopedConnection, timeout: float) -> Slot[Link]:
         gate = self.gate
@@ -280,18 +270,12 @@ class Pool:
             self.gate.repair(slot, now)
             self.spawn(self._repair(slot), "repair")
 
-    def retire(self, db: ScopedConnection) -> None:
-        """Take a connection back that must not be lent again."""
-        if db._slot is not None:
-            db._slot.expires = float("-inf")
-            db._let_go()
-
     async def _repair(self, slot: Slot[Link]) -> None:
         await self._restore(slot, self._mend(slot), REPAIR_LIMIT)
 
     async def check(self, slot: Slot[Link]) -> None:
         """Ping a connection that was idle; the gate has set it aside."""
-        await self._restore(slot, slot.link.ping(PING_LIMIT), PING_LIMIT)
+        await self._restore(slot, slot.link.ping(), PING_LIMIT)
 
     async def _restore(self, slot: Slot[Link], work: Coroutine[Any, Any, None], limit: float) -> None:
         """Do ``work`` on a connection that the gate has set aside; afterwards it is free again, or gone."""
@@ -312,7 +296,7 @@ class Pool:
     async def _mend(self, slot: Slot[Link]) -> None:
         """Whatever a returned connection needs to be as new. It is left as it is where that is not worth it."""
         link = slot.link
-        if link.running_since is not None:  # somebody the lease was not known to still waits for a statement
+        if link.busy:  # somebody the lease was not known to still waits for a statement
             self.abandoned += 1
             link.fail(ConnectionReleased("the request ended while a statement of a task it left behind was running"))
         if link.closed or time.monotonic() >= slot.expires:
@@ -331,26 +315,11 @@ class Pool:
     async def _reset(self, slot: Slot[Link]) -> None:
         config, link = self.config, slot.link
         if config.on_release is not None:
-            await self.run_hook(config.on_release, slot)
+            await hooks.run(self, config.on_release, slot)
         if config.reset != "rollback" and not link.closed:
             await link.run(link.cursor(), "DISCARD ALL" if config.reset == "full" else config.reset)
             if config.reset == "full" and config.on_connect is not None:
-                await self.run_hook(config.on_connect, slot)
-
-    async def run_hook(self, hook: Any, slot: Slot[Link]) -> None:
-        """Give a connection that is not lent to one of the user's hooks. What the hook raises closes it."""
-        db = ScopedConnection(self, once=True)
-        db._link = slot.link  # and no slot: a release() in the hook gives nothing back
-        try:
-            await hook(db)
-        except (DatabaseError, PoolScopeError, TimeoutError):
-            raise
-        except Exception as error:
-            logger.exception("pool %r: the hook %r failed", self.key, hook)
-            raise DatabaseUnavailable(f"the hook {getattr(hook, '__name__', 'given')!r} failed: {error!r}") from error
-        finally:
-            db._link = None
-            db._end("the hook")
+                await hooks.run(self, config.on_connect, slot)
 
     def drop(self, slot: Slot[Link]) -> None:
         """Close a connection and free its room. Harmless when it is gone already."""
@@ -378,15 +347,18 @@ class Pool:
 
     def expire(self) -> None:
         """Replace every connection as it comes back."""
+        self.expired_at = time.monotonic()
         for slot in self.gate.slots:
             slot.expires = float("-inf")
         for slot in self.gate.idle_slots():
             self.drop(slot)
         self.attend()
 
-    def lifetime_end(self, now: float) -> float:
-        """When a connection opened now is too old: ``max_lifetime``, up to 10 % less so that not all end at once."""
-        lifetime = self.config.max_lifetime
+    def lifetime_end(self, begun: float) -> float:
+        """When a connection is too old: ``max_lifetime``, up to 10 % less so that not all end at once."""
+        lifetime, now = self.config.max_lifetime, begun
+        if begun <= self.expired_at:  # expire() was called while it was being opened
+            return float("-inf")
         return float("inf") if lifetime is None else now + lifetime * (1 - 0.1 * random.random())  # noqa: S311
 
     # ---- seeing

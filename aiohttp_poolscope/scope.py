@@ -82,6 +82,7 @@ class PoolScope:
         self._pool: Pool | None = None
         self._ran = False
         self._contexts = 0
+        self._starting: asyncio.Lock
         self._hooked: web.Application | None = None
         self._marks: dict[tuple[Any, str], Mark] = {}
 
@@ -105,13 +106,16 @@ class PoolScope:
         """Open the pool, and at the end drain and close it. For ``app.cleanup_ctx``."""
         if not app.on_shutdown.frozen:  # in a sub-application it is, by now: there only setup() can do it
             self._hook_shutdown(app)
+        if not self._contexts:
+            self._starting = asyncio.Lock()
         self._contexts += 1
         try:
-            if self._pool is None:
-                self._ran = False
-                pool = Pool(self.config)
-                await pool.start()
-                self._pool = pool
+            async with self._starting:  # two applications of one scope may start at once
+                if self._pool is None:
+                    self._ran = False
+                    pool = Pool(self.config)
+                    await pool.start()
+                    self._pool = pool
             yield
         finally:
             self._contexts -= 1
@@ -196,12 +200,8 @@ class PoolScope:
             else:
                 response = await handler(request)
         except BaseException as error:
-            refusal = _answer_to(error)
+            refusal = _answer_to(error, request, draining=pool.gate.draining)
             if refusal is None:
-                if pool.gate.draining and isinstance(error, web.HTTPException):
-                    error.force_close()
-                raise
-            if request.writer.output_size:  # an answer is on its way already: this one would end up inside of it
                 raise
             return refusal
         finally:
@@ -210,7 +210,6 @@ class PoolScope:
             if around is not None:
                 request[self.key] = around
         if pool.gate.draining and not response.prepared:
-            # Else a client with a second request under way on this connection gets no answer to it.
             response.force_close()
         return response
 
@@ -227,7 +226,7 @@ class PoolScope:
         return how == "eager"
 
     def _mark(self, handler: Any, method: str) -> Mark:
-        key = (handler, method)
+        key = (handler, method if method in hdrs.METH_ALL else "*")  # clients may make up methods without end
         mark = self._marks.get(key)
         if mark is None:
             of_files = isinstance(getattr(handler, "__self__", None), web.StaticResource)
@@ -346,7 +345,7 @@ def setup(app: web.Application, dsn: str | None = None, /, **settings: Any) -> P
     return PoolScope(dsn, **settings).setup(app)
 
 
-def _answer_to(error: BaseException) -> web.Response | None:
+def _answer_to(error: BaseException, request: web.Request, *, draining: bool = False) -> web.Response | None:
     """The answer to what left a handler; None for what is not ours to answer.
 
     A function of its own, so that no frame of the error's traceback holds the error: that would be a cycle.
@@ -356,7 +355,15 @@ def _answer_to(error: BaseException) -> web.Response | None:
         ours = only_ours(error)
     elif isinstance(error, asyncio.CancelledError) and cancelled_by_server(error):
         ours = QueryTimeout("a statement run on db.raw was cancelled by the server")
-    return answer(ours) if isinstance(ours, PoolScopeError) else None
+    response: web.Response | None = None
+    # Not if an answer is on its way already: this one would end up inside of it.
+    if isinstance(ours, PoolScopeError) and not request.writer.output_size:
+        response = answer(ours)
+    closing = error if isinstance(error, web.HTTPException) else response
+    if draining and closing is not None:
+        # Else a client with a second request under way on this connection gets no answer to it.
+        closing.force_close()
+    return response
 
 
 async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -364,8 +371,8 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
     try:
         return await handler(request)
     except BaseException as error:
-        refusal = _answer_to(error)
-        if refusal is None or request.writer.output_size:
+        refusal = _answer_to(error, request)
+        if refusal is None:
             raise
         return refusal
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from .driver import FAILED
@@ -28,6 +29,8 @@ ISOLATIONS = ("read committed", "repeatable read", "serializable")
 
 NOT_STREAMING, ONGOING, ABANDONED = range(3)
 """Whether a stream with a transaction of its own has the connection; ABANDONED: it was dropped halfway."""
+
+_stream_numbers = itertools.count(1)
 
 BATCH = 100
 """Statements that executemany sends in one message: a round trip costs about as much as a hundred small INSERTs."""
@@ -154,7 +157,7 @@ class CursorContext:
 class Transaction(Statements):
     """A transaction, or a savepoint inside one. Made by ``transaction()``, used with ``async with``."""
 
-    __slots__ = ("_begin", "_db", "_lease", "_options", "_savepoint", "_state")
+    __slots__ = ("_begin", "_db", "_lease", "_level", "_options", "_savepoint", "_state")
 
     def __init__(self, db: ScopedConnection, isolation: Isolation | None, *, readonly: bool, deferrable: bool) -> None:
         self._db = db
@@ -168,16 +171,17 @@ class Transaction(Statements):
             self._begin += " DEFERRABLE"
         self._savepoint: str | None = None
         self._lease = 0
+        self._level = 0
         self._state: Literal["new", "open", "ended"] = "new"
 
     def _connection(self) -> ScopedConnection:
-        return self._db
-
-    async def _execute(self, sql: str | bytes, params: Any, timeout: float | None) -> tuple[Link, Any]:
         if self._state != "open":
             raise PoolScopeError(f"this transaction is {self._state}: use it inside its 'async with' block only")
         self._db._check_lease(self._lease)
-        return await self._db._execute(sql, params, timeout)
+        return self._db
+
+    async def _execute(self, sql: str | bytes, params: Any, timeout: float | None) -> tuple[Link, Any]:
+        return await self._connection()._execute(sql, params, timeout)
 
     async def __aenter__(self) -> Self:
         if self._state != "new":
@@ -196,6 +200,7 @@ class Transaction(Statements):
             begin = f"SAVEPOINT {self._savepoint}"
         self._lease = db._lease
         db._depth += 1
+        self._level = db._depth
         try:
             await db._execute(begin, None, None)
         except BaseException as error:
@@ -204,7 +209,7 @@ class Transaction(Statements):
             db._depth -= 1
             if self._savepoint is None and not isinstance(error, Exception):
                 with contextlib.suppress(Exception):
-                    await self._undo(link)
+                    await self._end(link, undo=True)
             raise
         self._state = "open"
         return self
@@ -220,44 +225,44 @@ class Transaction(Statements):
                 raise TransactionFailed("the connection was lost inside the transaction: nothing was written")
             return  # gone, and the transaction with it
         try:
-            if kind is None and link.running_since is None and link.raw.isexecuting():
-                await link.settle()  # a statement whose cancellation was caught: to end it may fail the transaction
-            if kind is not None:
-                with contextlib.suppress(Exception):  # the error that ends the block is the one to see
-                    await self._undo(link)
-            elif link.status == FAILED and self._savepoint is None:
-                await self._undo(link)
-                raise TransactionFailed(
-                    "COMMIT of a transaction in which a statement had failed: PostgreSQL would have rolled it back and "
-                    "reported nothing. Let the statement's error leave the transaction() block, or put the statement "
-                    "that may fail into a nested transaction()"
-                )
-            else:
-                await self._commit(link)
+            await self._end(link, undo=kind is not None)
+        except Exception:
+            if kind is None:  # else the error that ends the block is the one to see
+                raise
         finally:
             if db._lease == self._lease:
                 db._depth -= 1
 
-    async def _commit(self, link: Link) -> None:
-        if self._savepoint is not None and link.status == FAILED:
-            await self._undo(link)
-            raise TransactionFailed(
-                "a statement inside this nested transaction() had failed: it was rolled back. "
-                "Let the statement's error leave the block"
-            )
-        await self._finish(link, f"RELEASE {self._savepoint}" if self._savepoint else "COMMIT")
-
-    async def _undo(self, link: Link) -> None:
-        name = self._savepoint
-        await self._finish(link, f"ROLLBACK TO {name}; RELEASE {name}" if name else "ROLLBACK")
-
-    async def _finish(self, link: Link, sql: str) -> None:
+    async def _end(self, link: Link, *, undo: bool) -> None:
+        """Commit or roll back; or close, if neither is certain: what ran next would be part of it, and lost with it."""
         try:
-            await link.run(link.cursor(), sql)
+            if self._db._depth > self._level:
+                raise ConnectionBusy(
+                    "transaction() blocks of two tasks overlap on one connection: give each task its own with "
+                    "scope.acquire()"
+                )
+            if not link.busy and link.raw.isexecuting():
+                await link.settle()  # a statement whose cancellation was caught: to end it may fail the transaction
+            failed = link.status == FAILED
+            await link.run(link.cursor(), self._rollback if undo or failed else self._commit)
         except (ConnectionBusy, asyncio.CancelledError):
-            # Still open, perhaps: whatever ran here next would be part of it, and be lost with it.
             link.fail(DatabaseUnavailable("closed: a transaction was ended while another task used the connection"))
             raise
+        if failed and not undo:
+            raise TransactionFailed(
+                "a statement in this transaction had failed, so it was rolled back: PostgreSQL would have done that at "
+                "COMMIT and reported nothing. Let the statement's error leave the transaction() block, or put the "
+                "statement that may fail into a nested transaction()"
+            )
+
+    @property
+    def _commit(self) -> str:
+        return f"RELEASE {self._savepoint}" if self._savepoint else "COMMIT"
+
+    @property
+    def _rollback(self) -> str:
+        name = self._savepoint
+        return f"ROLLBACK TO {name}; RELEASE {name}" if name else "ROLLBACK"
 
 
 class Stream:
@@ -266,12 +271,12 @@ class Stream:
     __slots__ = ("_db", "_lease", "_name", "_own", "_params", "_rows", "_size", "_sql", "_state")
 
     def __init__(self, statements: Statements, sql: str, params: Any, size: int) -> None:
+        self._own = False
+        self._state: Literal["new", "open", "ended"] = "new"
         self._db = statements._connection()
         self._sql = sql
         self._params = params
         self._size = size
-        self._state: Literal["new", "open", "ended"] = "new"
-        self._own = False
         self._name = ""
         self._lease = 0
         self._rows: list[Any] = []
@@ -326,7 +331,7 @@ class Stream:
             await db._end_stream()
         self._lease = db._lease
         self._own = not db.in_transaction
-        self._name = f"poolscope_stream_{id(self):x}"
+        self._name = f"poolscope_stream_{next(_stream_numbers)}"
         self._state = "open"
         if self._own:
             db._streaming = ONGOING

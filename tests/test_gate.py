@@ -116,8 +116,9 @@ def test_as_many_stale_connections_are_checked_as_there_are_waiters() -> None:
 
 def test_a_ping_does_not_count_as_use_but_a_dirty_return_does() -> None:
     """The limit on idle time closes what nobody needs, and only that."""
-    gate = gate_of(1)
+    gate = gate_of(1, now=0.5)
     slot = lend(gate, 1.0)
+    assert slot.used == 0.5
     gate.repair(slot, 7.0)
     gate.give(slot, 7.1)
     assert slot.used == 7.0
@@ -214,17 +215,12 @@ def test_a_hand_over_and_a_cancellation_in_the_same_tick_pass_the_slot_on() -> N
 
 def test_a_hand_over_that_nobody_takes_is_no_lease() -> None:
     """As a lease of no length it would make every wait look too long."""
-    gate = gate_of(1, queue_target=0.1)
+    gate = gate_of(1)
     slot = lend(gate)
-    borrower, patient = queue_up(gate), queue_up(gate)
+    borrower = queue_up(gate)
     gate.give(slot, 1.0)
     gate.withdraw(borrower, Outcome.CANCELLED, 1.0)
-    gate.withdraw(patient, Outcome.CANCELLED, 1.0)
-    slot = lend(gate, 1.0)
-    another = queue_up(gate, 1.0)
-    for tick in range(30):
-        gate.sweep(1.0 + tick / 10)
-    assert another.outcome is None
+    assert gate._normal_wait(1.0, 0.1) == 4.0
 
 
 def test_an_outcome_that_stands_is_not_overwritten() -> None:
@@ -343,15 +339,50 @@ def test_a_stall_is_no_standing_queue() -> None:
 def test_a_stall_after_a_late_waiter_is_no_standing_queue() -> None:
     """That the one before was late says nothing of those who came with the stall."""
     gate = gate_of(1, queue_target=0.1)
-    slot = lend(gate)
-    gate.repair(slot, 0.0)
+    gate.repair(lend(gate), 0.0)
     late = queue_up(gate, 0.0)
-    young = queue_up(gate, 0.149)
+    young = [queue_up(gate, 0.149) for _ in range(3)]
     gate.sweep(0.15)
     gate.withdraw(late, Outcome.CANCELLED, 0.15)
     gate.sweep(3.0)
-    assert young.outcome is None
+    assert [borrower.outcome for borrower in young] == [None] * 3
     assert not gate.standing
+
+
+def test_the_dead_do_not_make_a_queue_late() -> None:
+    """It is the oldest living waiter that counts."""
+    gate = gate_of(1, queue_target=0.1)
+    slot = lend(gate)
+    gate.repair(slot, 0.0)
+    first, dead, young, younger = (queue_up(gate, since) for since in (0.0, 0.0, 0.39, 0.39))
+    dead.alive = False
+    gate.give(slot, 0.2)
+    assert (first.outcome, dead.outcome) == (Outcome.LENT, Outcome.CLIENT_GONE)
+    gate.sweep(0.4)
+    assert (young.outcome, younger.outcome) == (None, None)
+    assert not gate.standing
+
+
+def test_four_median_leases_are_a_normal_wait() -> None:
+    """The recent ones and those that still run, with their age: one that is slow or quick does not change it."""
+    gate = gate_of(3, queue_target=0.1)
+    slots = [lend(gate) for _ in range(3)]
+    for slot, end in zip(slots, (0.01, 0.2, 0.9), strict=True):
+        gate.give(slot, end)
+    assert gate._normal_wait(1.0, 0.1) == pytest.approx(0.8)
+    lend(gate, 1.0)
+    lend(gate, 1.0)
+    assert gate._normal_wait(1.3, 0.1) == pytest.approx(1.2)
+
+
+def test_slow_to_open_is_no_overload() -> None:
+    """As long as there is room for everyone who waits, nobody is shed however long it takes."""
+    gate = gate_of(1, maxsize=3, queue_target=0.1)
+    gate.repair(lend(gate), 0.0)
+    line = [queue_up(gate) for _ in range(3)]
+    for tick in range(20):
+        gate.sweep(tick / 10)
+    assert [borrower.outcome for borrower in line] == [None] * 3
 
 
 def test_without_a_queue_target_it_is_fifo_for_ever() -> None:
@@ -611,10 +642,23 @@ def test_a_hand_over_costs_the_same_however_many_wait(standing: bool) -> None:
             queue_up(gate)
         gate.standing = standing
         gate.give(slot, 0.001)
-        gate._normal_wait(0.001, 0.1)  # computed once in a while, from at most 2 * maxsize leases
         return steps(lambda: gate.give(slot, 0.002))
 
     assert cost(10) == cost(10_000) > 5
+
+
+def test_a_hand_over_to_the_late_costs_the_same_however_many_connections_there_are() -> None:
+    """What wait is normal takes a look at every lease: now and then, not each time."""
+
+    def cost(connections: int) -> int:
+        gate = gate_of(connections, queue_target=0.1)
+        slots = [lend(gate) for _ in range(connections)]
+        for _ in range(connections + 10):
+            queue_up(gate)
+        gate.give(slots[0], 0.2)
+        return steps(lambda: gate.give(slots[1], 0.201))
+
+    assert cost(2) == cost(500) > 5
 
 
 def test_joining_and_leaving_cost_the_same_however_many_wait() -> None:

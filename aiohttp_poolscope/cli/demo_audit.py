@@ -120,11 +120,12 @@ class Audit:
         """Everything that was borrowed came back."""
         stats = pool["stats"]
         most, gone = watch.most_in_use, stats["client_gone"]
-        self.check("connections in use", f"{stats['in_use']} (at most {most})", ok=quiet and not stats["in_use"])
+        self.check("quiet afterwards", "yes" if quiet else "not within the time for it", ok=quiet)
+        self.check("connections in use", f"{stats['in_use']} (at most {most})", ok=not stats["in_use"])
         self.check(
             "requests waiting",
             f"{stats['waiting']} (at most {watch.most_waiting}; {gone:,} left while they waited)",
-            ok=quiet and not stats["waiting"],
+            ok=not stats["waiting"],
         )
         self.check("leases", f"{len(pool['leases'])}", ok=not pool["leases"])
         outcomes = [stats[name] for name in _OUTCOMES]

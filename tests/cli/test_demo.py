@@ -320,6 +320,31 @@ def test_once_fails_when_money_comes_from_nowhere(database: Database) -> None:
     assert demo.output.count("BAD  ") == 2
 
 
+LEAK = """
+from aiohttp_poolscope.connection import ScopedConnection
+end, leaked = ScopedConnection._end, []
+def once_not(self, why):
+    if self.method == "GET" and self.held and not leaked and why == "the end of its handler":
+        leaked.append(self)
+    else:
+        end(self, why)
+ScopedConnection._end = once_not
+"""
+
+
+@pytest.mark.slow
+def test_once_fails_when_one_connection_does_not_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the release of a single request left out, of hundreds, its audit is BAD and the exit code is 1."""
+    (tmp_path / "sitecustomize.py").write_text(LEAK)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{REPOSITORY}")
+    with running("--once", "--aborts", "40", "--port", "0") as demo:
+        demo.until("Service: ")
+        assert demo.end() == 1
+    assert re.search(r"^  BAD  connections in use +1 ", demo.output, re.MULTILINE)
+    assert re.search(r"^  BAD  leases +1$", demo.output, re.MULTILINE)
+    assert re.search(r"^  ok   requests waiting +0 ", demo.output, re.MULTILINE)
+
+
 def test_once_interrupted_has_proved_nothing() -> None:
     """Ctrl-C in the middle of `--once` is not a success, and leaves nothing either."""
     with running("--once", "--port", "0") as demo:

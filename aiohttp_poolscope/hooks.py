@@ -1,0 +1,79 @@
+"""The user's hooks on a connection: on_connect, on_acquire, on_release. One that fails closes the connection."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from .connection import ScopedConnection
+from .driver import DatabaseError, cancelled_by_server
+from .errors import ConnectionReleased, DatabaseUnavailable, PoolExhausted, PoolScopeError, QueryTimeout
+
+if TYPE_CHECKING:
+    from .driver import Link
+    from .gate import Slot
+    from .pool import Pool
+
+__all__ = ("prepare", "run")
+
+logger = logging.getLogger("aiohttp_poolscope")
+
+
+async def run(pool: Pool, hook: Any, slot: Slot[Link]) -> None:
+    """Run ``on_connect`` or ``on_release``, on a connection that nobody has."""
+    db = ScopedConnection(pool, once=True)
+    db._link = slot.link  # and no slot: a release() in the hook gives nothing back
+    try:
+        await _call(hook, db, slot.link)
+    except (DatabaseError, PoolScopeError, TimeoutError):
+        raise
+    except Exception as error:
+        logger.exception("pool %r: the hook %s failed", pool.key, _name(hook))
+        raise DatabaseUnavailable(f"the hook {_name(hook)} failed: {error!r}") from error
+    finally:
+        db._link = None
+        db._end("the hook")
+
+
+async def prepare(pool: Pool, hook: Any, db: ScopedConnection, slot: Slot[Link], limit: float) -> None:
+    """Run ``on_acquire`` on the connection that ``db`` has borrowed, within ``limit`` seconds. It raises what it likes.
+
+    On an object of its own: no other task of the request may run a statement before the hook has, say, set the tenant.
+    """
+    first = ScopedConnection(pool, once=True)
+    first.client, first.route, first.method, first.task = db.client, db.route, db.method, db.task
+    db._slot = db._link = None
+    first._hold(slot)
+    try:
+        async with asyncio.timeout(limit) as timer:
+            await _call(hook, first, slot.link)
+    except BaseException as error:
+        slot.expires = float("-inf")
+        first._let_go()
+        if isinstance(error, TimeoutError) and timer.expired():
+            raise PoolExhausted(
+                f"pool {pool.key!r}: on_acquire ({_name(hook)}) did not end within acquire_timeout"
+            ) from error
+        raise
+    held, first._slot, first._link = first._slot, None, None
+    first._end("on_acquire")
+    if held is None:
+        raise ConnectionReleased(f"pool {pool.key!r}: the connection was released or taken away in on_acquire")
+    db._hold(slot)
+
+
+async def _call(hook: Any, db: ScopedConnection, link: Link) -> None:
+    try:
+        await hook(db)
+    except asyncio.CancelledError as error:
+        if cancelled_by_server(error):
+            raise QueryTimeout(f"the hook {_name(hook)}: a statement run on raw was cancelled by the server") from error
+        raise
+    if db.held and not link.closed and not link.clean:
+        # Whoever comes next would work inside it and believe to have written.
+        raise PoolScopeError(f"the hook {_name(hook)} left a transaction, a stream or a statement open")
+
+
+def _name(hook: Any) -> str:
+    return str(getattr(hook, "__qualname__", hook))
