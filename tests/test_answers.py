@@ -6,8 +6,7 @@ import asyncio
 import json
 import logging
 import socket
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg2
 import pytest
@@ -15,7 +14,10 @@ from aiohttp import web
 
 import aiohttp_poolscope as poolscope
 
-from .conftest import Database, Served, Serve, until
+from .conftest import Database, Serve, Served, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SLOW = "SELECT pg_sleep(60)"
 
@@ -200,7 +202,7 @@ async def releases_in_a_transaction(request: web.Request, scope: poolscope.PoolS
     ],
 )
 async def test_mistakes_in_the_program(
-    dsn: str, serve: Serve, caplog: pytest.LogCaptureFixture, mistake: Any, code: str, said: str
+    dsn: str, serve: Serve, *, caplog: pytest.LogCaptureFixture, mistake: Any, code: str, said: str
 ) -> None:
     """ConnectionReleased, ConnectionBusy, TransactionFailed: 500, and the log has the traceback of each."""
 
@@ -217,6 +219,25 @@ async def test_mistakes_in_the_program(
     assert [record.levelno for record in logged] == [logging.ERROR] * 2
     assert all(said in record.getMessage() and record.exc_info for record in logged)
     assert caplog.text.count(f"in {mistake.__name__}\n") == 2
+
+
+async def test_a_handler_without_a_connection_of_its_own(dsn: str, serve: Serve) -> None:
+    """What an exempt or a skipped handler borrows by scope.acquire() is answered for as well."""
+
+    async def handler(request: web.Request) -> web.Response:
+        assert "db" not in request
+        async with scope.acquire():
+            return web.Response()
+
+    app, scope = application(
+        dsn, poolscope.no_connection(handler), maxsize=1, max_waiting=0, skip=lambda request: request.path == "/skipped"
+    )
+    app.router.add_get("/skipped", handler)
+    async with serve(app) as served:
+        assert await served.status("/") == 200
+        async with scope.acquire():
+            assert await problem(served, scope) == (503, "queue-full")
+            assert await problem(served, scope, "/skipped") == (503, "queue-full")
 
 
 async def test_lease_taken_away(dsn: str, serve: Serve) -> None:

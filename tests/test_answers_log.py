@@ -59,7 +59,7 @@ TOO_LATE = poolscope.QueryTimeout("too late")
 )
 @pytest.mark.parametrize("how", [group_of, raised_in_tasks])
 async def test_groups_of_errors(
-    dsn: str, serve: Serve, how: Any, errors: list[Any], status: int, content_type: str
+    dsn: str, serve: Serve, *, how: Any, errors: list[Any], status: int, content_type: str
 ) -> None:
     """A group that holds only our errors is answered like the first of them; any other is a plain 500."""
     app = web.Application()

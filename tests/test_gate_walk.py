@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict, deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
-from aiohttp_poolscope.gate import Gate, Outcome, Slot, SlotState
+from aiohttp_poolscope.gate import Gate, Outcome, Slot, SlotState, Waiter
 from tests.books import Borrower
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+
+T = TypeVar("T")
 
 STEP = 1.0
 """How far time moves, in seconds: no idle connection is fresh any more, and one ``queue_target`` has passed."""
@@ -54,6 +55,19 @@ CASES = (
 LARGE = Case(2, 3, target=STEP, states=10_000)
 
 
+BORROWER = (*Waiter.__slots__, *Borrower.__slots__)
+
+
+def alike(thing: T, names: Iterable[str] = ()) -> T:
+    """What ``copy.copy`` does, in a third of the time: by ``__dict__``, or by these names."""
+    twin = object.__new__(type(thing))
+    for name in names:
+        setattr(twin, name, getattr(thing, name))
+    if not names:
+        twin.__dict__.update(thing.__dict__)
+    return twin
+
+
 class State:
     """A gate, and what the pool around it knows."""
 
@@ -74,14 +88,18 @@ class State:
     def twin(self) -> State:
         """The same again, with nothing in common but what cannot change."""
         gate = self.gate
-        slots = {slot: copy.copy(slot) for slot in gate.slots}
-        slots |= {place.slot: copy.copy(place.slot) for place in self.handed if place.slot and place.slot not in slots}
-        waiters = {place: copy.copy(place) for place in [*self.places(), *self.handed]}
+        slots = {slot: alike(slot, Slot.__slots__) for slot in gate.slots}
+        slots |= {
+            place.slot: alike(place.slot, Slot.__slots__)
+            for place in self.handed
+            if place.slot and place.slot not in slots
+        }
+        waiters = {place: alike(place, BORROWER) for place in [*self.places(), *self.handed]}
         for waiter in waiters.values():
             waiter.slot = waiter.slot and slots[waiter.slot]
-        twin = copy.copy(self)
+        twin = alike(self)
         twin.handed = [waiters[place] for place in self.handed]
-        twin.gate = copy.copy(gate)
+        twin.gate = alike(gate)
         twin.gate.slots = {slots[slot] for slot in gate.slots}
         twin.gate.ended = dict(gate.ended)
         twin.gate._idle = [slots[slot] for slot in gate._idle]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import ServerDisconnectedError, web
@@ -14,6 +13,9 @@ from aiohttp import ServerDisconnectedError, web
 import aiohttp_poolscope as poolscope
 
 from .conftest import Database, Serve, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 async def returns(request: web.Request) -> Any:
@@ -80,7 +82,7 @@ async def leaves_a_cursor(request: web.Request) -> Any:
     ],
 )
 async def test_the_connection_comes_back(
-    dsn: str, serve: Serve, cancellation: bool, handler: Any, status: int, database: Database
+    dsn: str, serve: Serve, *, cancellation: bool, handler: Any, status: int, database: Database
 ) -> None:
     """R2: however a handler ends, its connection is free for the next request, and clean."""
     app = web.Application()
@@ -176,7 +178,7 @@ def folder(tmp_path: Path) -> Path:
 )
 @pytest.mark.parametrize("acquire", ["auto", "eager"])
 async def test_these_take_no_connection(
-    dsn: str, serve: Serve, folder: Path, method: str, path: str, status: int, acquire: str
+    dsn: str, serve: Serve, *, folder: Path, method: str, path: str, status: int, acquire: str
 ) -> None:
     """R6, A9: no route, a wrong method, static files, what is skipped or exempt: with an exhausted pool they answer."""
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import ClientPayloadError, WSMsgType, web
@@ -14,6 +12,10 @@ import aiohttp_poolscope as poolscope
 
 from . import clients
 from .conftest import Database, Serve, until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
 
 LARGE = 64 * 1024 * 1024
 """Bytes: more than any socket buffer takes, so that a client that does not read keeps its answer waiting."""
@@ -60,7 +62,7 @@ async def test_a_background_task_is_too_late(dsn: str, serve: Serve) -> None:
         db = request["db"]
         cursor = await db.cursor()
         await cursor.execute("SELECT 1")
-        for use in (
+        uses = (
             lambda: request["db"].fetchval("SELECT 1"),
             lambda: db.execute("DROP TABLE other_peoples"),
             lambda: cursor.execute("SELECT 1"),
@@ -69,8 +71,8 @@ async def test_a_background_task_is_too_late(dsn: str, serve: Serve) -> None:
             db.transaction().__aenter__,
             db.stream("SELECT 1").__anext__,
             db.acquire().__aenter__,
-        ):
-            tasks.append(asyncio.create_task(late(use)))
+        )
+        tasks.extend(asyncio.create_task(late(use)) for use in uses)
         return web.Response()
 
     app = web.Application()
@@ -155,8 +157,9 @@ async def test_an_error_in_the_middle_of_an_answer_cuts_it_off(
         async with served.client.get(served.url) as response:
             assert response.status == 200
             assert await response.content.read(10) == b"x" * 10
-            with pytest.raises(ClientPayloadError):
-                await response.read()
+            async with asyncio.timeout(5):
+                with pytest.raises(ClientPayloadError):
+                    await response.read()
         assert scope.stats().in_use == 0
 
 

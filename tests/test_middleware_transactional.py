@@ -105,7 +105,7 @@ def notes(database: Database) -> Database:
     ],
 )
 async def test_commit_below_400_and_rollback_otherwise(
-    dsn: str, serve: Serve, notes: Database, handler: Any, status: int, written: int
+    dsn: str, serve: Serve, *, notes: Database, handler: Any, status: int, written: int
 ) -> None:
     """R7: what the client is told and what is in the database agree; the answer itself is left as it is."""
     app = web.Application()

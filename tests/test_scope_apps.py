@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 import aiohttp_poolscope as poolscope
 
 from .conftest import Database, Serve, until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 
 async def name(request: web.Request) -> web.Response:

@@ -77,14 +77,18 @@ async def test_an_early_release_inside_the_block(make_scope: Any) -> None:
         other.release()
 
 
+async def use_and_fail(block: Any, sql: str, error: type[BaseException]) -> None:
+    async with block as db:
+        await db.execute(sql)
+        raise error
+
+
 async def test_an_exception_in_the_block_gives_back(make_scope: Any) -> None:
     """R8: whatever leaves the block, the connection is back and clean."""
     async with make_scope(maxsize=1) as scope:
         for error in (ValueError, asyncio.CancelledError):
             with pytest.raises(error):
-                async with scope.acquire() as db:
-                    await db.execute("BEGIN")
-                    raise error
+                await use_and_fail(scope.acquire(), "BEGIN", error)
         async with scope.acquire() as db:
             assert not db.in_transaction
 
@@ -125,9 +129,7 @@ async def test_transaction_commits_or_rolls_back(make_scope: Any, database: Data
         assert database.sql("SELECT x FROM t") == [(1,)]
         for error in (ValueError, asyncio.CancelledError):
             with pytest.raises(error):
-                async with scope.transaction() as tx:
-                    await tx.execute("INSERT INTO t VALUES (2)")
-                    raise error
+                await use_and_fail(scope.transaction(), "INSERT INTO t VALUES (2)", error)
         assert database.sql("SELECT x FROM t") == [(1,)]
         assert scope.stats().in_use == 0
         async with scope.transaction("serializable", readonly=True, deferrable=True) as tx:
