@@ -106,8 +106,6 @@ class ScopedConnection(Statements):
         self.reported = False
         self.where: tuple[Any, int] | None = None
 
-    # ---- borrowing and giving back
-
     def acquire(self, timeout: float | None = None) -> Acquisition:
         """Borrow now, waiting ``timeout`` seconds at most (default: ``acquire_timeout``).
 
@@ -211,8 +209,6 @@ class ScopedConnection(Statements):
         if self._link is not None:
             self._link.fail(error)
         self._end(why)
-
-    # ---- statements
 
     async def _execute(self, sql: str | bytes, params: Any, timeout: float | None) -> tuple[Link, Any]:
         link = self._link

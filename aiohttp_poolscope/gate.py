@@ -136,8 +136,6 @@ class Gate(Generic[L]):
         self._target = queue_target or 0.0
         self._target_until = float("-inf")
 
-    # ---- numbers
-
     @property
     def idle(self) -> int:
         """Connections nobody has."""
@@ -161,8 +159,6 @@ class Gate(Generic[L]):
     def idle_slots(self) -> tuple[Slot[L], ...]:
         """The idle stack, longest unused first."""
         return tuple(self._idle)
-
-    # ---- borrowing
 
     def ask(self, now: float) -> Slot[L] | None:
         """The idle connection returned last, if it is fresh and young. Otherwise None: ``join`` the queue."""
@@ -205,6 +201,13 @@ class Gate(Generic[L]):
         self.taken += 1
         return slot
 
+    def undo(self, slot: Slot[L]) -> None:
+        """A connection just lent turns out to be dead: it was no lease, and the borrow is still to come."""
+        self.borrows -= 1
+        self.taken -= 1
+        self.lent -= 1
+        slot.state = REPAIRING
+
     def withdraw(self, waiter: Waiter[L], outcome: Outcome, now: float) -> None:
         """The waiter leaves by itself: cancelled, timed out, or its client is gone.
 
@@ -224,8 +227,6 @@ class Gate(Generic[L]):
         elif waiter.outcome is None:
             self._remove(waiter)
             self._end(waiter, outcome)
-
-    # ---- giving back
 
     def give(self, slot: Slot[L], now: float) -> None:
         """A clean connection is free: to the next waiter, else on the idle stack."""
@@ -266,8 +267,6 @@ class Gate(Generic[L]):
         slot.state = GONE
         self.slots.discard(slot)
 
-    # ---- opening and checking
-
     def next_check(self, now: float) -> Slot[L] | None:
         """An idle connection that must be checked for one who waits, or None. Call until it says None."""
         if self._idle and len(self._waiters) > self.checking:
@@ -303,8 +302,6 @@ class Gate(Generic[L]):
         """The opening failed: its room is free again."""
         self.opening = 0
 
-    # ---- the queue as a whole
-
     def sweep(self, now: float) -> None:
         """Pass over the queue: those whose client has left go, and a standing queue sheds."""
         for waiter in [waiter for waiter in self._waiters if waiter.gone()]:
@@ -327,8 +324,6 @@ class Gate(Generic[L]):
         # Nothing idle is fresh any more: ask() lends nothing, without looking at ``closed`` on the hot path.
         self._fresh_for = float("-inf")
         self._settle_all(Outcome.REFUSED)
-
-    # ---- inside
 
     def _leave(self, slot: Slot[L], now: float) -> None:
         state = slot.state
@@ -416,8 +411,6 @@ class Gate(Generic[L]):
     def _end(self, waiter: Waiter[L], outcome: Outcome) -> None:
         waiter.outcome = outcome
         self.ended[outcome] += 1
-
-    # ---- for tests: every invariant, by name
 
     def violations(self) -> list[str]:
         """The invariants that do not hold. Empty whenever the pool has acted on ``next_check``."""

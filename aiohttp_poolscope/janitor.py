@@ -109,8 +109,7 @@ class Janitor:
         pool, config = self._pool, self._pool.config
         spare = len(pool.gate.slots) > config.minsize
         if slot.link.closed:
-            pool.dead += 1
-            pool.drop(slot)
+            pool.bury(slot)
         elif now >= slot.expires or (spare and _longer(now - slot.used, config.idle_timeout)):
             pool.drop(slot)
         elif _longer(now - slot.since, config.keepalive):

@@ -31,7 +31,7 @@ from .errors import (
     QueueFull,
     ShuttingDown,
 )
-from .gate import Gate, Outcome, Slot, Waiter
+from .gate import Gate, Outcome, Slot, SlotState, Waiter
 from .janitor import Janitor
 from .leases import describe
 from .opener import Opener
@@ -110,8 +110,6 @@ class Pool:
         self.owner = asyncio.current_task()
         self._always_repair = config.reset != "rollback" or config.on_release is not None
 
-    # ---- life
-
     async def start(self) -> None:
         """Open ``minsize`` connections (at least one) unless ``connect_at_start`` is off."""
         try:
@@ -168,8 +166,6 @@ class Pool:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    # ---- lending
-
     def lend(self, db: ScopedConnection) -> bool:
         """Lend an idle and fresh connection, at once. False: there is none, ``borrow`` has to be awaited."""
         while True:
@@ -180,7 +176,8 @@ class Pool:
                 db._hold(slot)
                 self.wait.record_zero()
                 return True
-            self._bury(slot)
+            self.gate.undo(slot)
+            self.bury(slot)
 
     async def borrow(self, db: ScopedConnection, timeout: float | None = None) -> None:
         """Lend a connection to ``db``, waiting for it if need be; or one of the errors of ``_refusal``."""
@@ -218,7 +215,9 @@ class Pool:
         slot = gate.take(place)
         self.wait.record(now - begun)
         if slot.link.closed:  # it died between the hand-over and now
-            self._bury(slot)
+            if slot in gate.slots:
+                gate.undo(slot)
+            self.bury(slot)
             return await self._queue(db, max(0.0, timeout - (now - begun)))
         return slot
 
@@ -257,8 +256,6 @@ class Pool:
         """Whether waiting is pointless: the breaker is open and no connection is left."""
         return not self.breaker.closed and not self.gate.slots
 
-    # ---- taking back
-
     def take_back(self, slot: Slot[Link]) -> None:
         """A lease has ended. A clean and young connection is free at once; a task sees to any other."""
         now = time.monotonic()
@@ -276,6 +273,14 @@ class Pool:
     async def check(self, slot: Slot[Link]) -> None:
         """Ping a connection that was idle; the gate has set it aside."""
         await self._restore(slot, slot.link.ping(), PING_LIMIT)
+        if slot.state is SlotState.GONE:
+            # A network that is silent is silent for all: they are asked together, not one after the other.
+            now = time.monotonic()
+            for other in self.gate.idle_slots():
+                if now - other.since > self.config.check_after_idle:
+                    self.gate.repair(other, now)
+                    self.spawn(self.check(other), "check")
+            self.attend()
 
     async def _restore(self, slot: Slot[Link], work: Coroutine[Any, Any, None], limit: float) -> None:
         """Do ``work`` on a connection that the gate has set aside; afterwards it is free again, or gone."""
@@ -330,7 +335,8 @@ class Pool:
         self.closed += 1
         self.driver.forget_empty()
 
-    def _bury(self, slot: Slot[Link]) -> None:
+    def bury(self, slot: Slot[Link]) -> None:
+        """Drop a connection that was found dead."""
         self.dead += 1
         self.drop(slot)
 
@@ -340,7 +346,7 @@ class Pool:
             return
         while (slot := self.gate.next_check(time.monotonic())) is not None:
             if slot.link.closed:
-                self._bury(slot)
+                self.bury(slot)
             else:
                 self.spawn(self.check(slot), "check")
         self.opener.attend()
@@ -360,8 +366,6 @@ class Pool:
         if begun <= self.expired_at:  # expire() was called while it was being opened
             return float("-inf")
         return float("inf") if lifetime is None else now + lifetime * (1 - 0.1 * random.random())  # noqa: S311
-
-    # ---- seeing
 
     def holders(self) -> list[tuple[Slot[Link], ScopedConnection]]:
         """The leases there are."""

@@ -93,8 +93,6 @@ class PoolScope:
             f"{stats.waiting} waiting of {stats.maxsize}>"
         )
 
-    # ---- life
-
     def setup(self, app: web.Application) -> PoolScope:
         """Add the middleware, the cleanup context and the start of the drain to ``app``."""
         app.middlewares.append(self.middleware)
@@ -164,8 +162,6 @@ class PoolScope:
             f"pool {self.config.key!r} is not started: use scope.setup(app), or append scope.cleanup_ctx to "
             "app.cleanup_ctx, and run the application"
         )
-
-    # ---- requests
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -247,8 +243,6 @@ class PoolScope:
             response.force_close()
         return response
 
-    # ---- outside of requests
-
     def acquire(self, timeout: float | None = None) -> Acquisition:
         """A connection for code outside of requests, or a second one inside.
 
@@ -326,8 +320,6 @@ class PoolScope:
             raise
         except (PoolScopeError, DatabaseError) as error:
             raise DatabaseUnavailable(f"pool {self.config.key!r}: the check failed: {error}") from error
-
-    # ---- seeing
 
     def stats(self) -> PoolStats:
         """The numbers of this moment; all zero while there is no pool."""

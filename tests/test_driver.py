@@ -145,14 +145,15 @@ async def test_a_large_result_is_not_kept(dsn: str) -> None:
 
 
 async def test_ping(database: Database) -> None:
-    """A ping is one round trip, within its time; on a frozen network it is a TimeoutError."""
+    """A ping is one round trip; on a frozen network it lasts as long as its caller lets it."""
     with wired(database) as wire:
         async with linked(wire.dsn) as link:
-            await link.ping(5.0)
+            await link.ping()
             assert wire.queries == ["SELECT 1"]
             wire.frozen = True
             with pytest.raises(TimeoutError):
-                await link.ping(0.05)
+                async with asyncio.timeout(0.05):
+                    await link.ping()
             wire.frozen = False
 
 

@@ -36,8 +36,8 @@ async def test_dead_idle_connections_reach_nobody(make_scope: Any, database: Dat
         for _ in range(3):
             await until(lambda: scope.stats().idle == 3)
             database.kill()
-            for _ in range(5):  # in one turn the loop reads the server's farewell, in the next its end
-                await asyncio.sleep(0)
+            idle = scope._pool.gate.idle_slots()
+            await until(lambda: all(slot.link.closed for slot in idle), "the loop having read the farewells")
             assert await asyncio.gather(*(scope.fetchval("SELECT 1") for _ in range(10))) == [1] * 10
         assert scope.stats().dead >= 3
 
