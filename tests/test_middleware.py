@@ -185,13 +185,17 @@ async def test_these_take_no_connection(
     async def without(request: web.Request) -> web.Response:
         return web.Response(status=500 if "db" in request else 200)
 
+    @poolscope.no_connection
+    async def exempt(request: web.Request) -> web.Response:
+        return await without(request)
+
     app = web.Application()
     scope = poolscope.setup(
         app, dsn, maxsize=1, acquire=acquire, acquire_timeout=0.1, skip=lambda request: request.path == "/skipped"
     )
     app.router.add_get("/", returns)
     app.router.add_get("/skipped", without)
-    app.router.add_get("/exempt", poolscope.no_connection(without))
+    app.router.add_get("/exempt", exempt)
     app.router.add_static("/static", folder)
     async with serve(app) as served, scope.acquire():
         borrows = scope.stats().borrows

@@ -130,7 +130,7 @@ async def test_a_missing_cleanup_context_is_a_clear_error(
 async def test_use_before_the_start_is_a_clear_error(dsn: str) -> None:
     """Before the application runs, the scope says so."""
     scope = poolscope.PoolScope(dsn)
-    with pytest.raises(poolscope.PoolScopeError, match="'db' is not started: use scope.setup"):
+    with pytest.raises(poolscope.PoolScopeError, match=r"'db' is not started: use scope\.setup"):
         scope.acquire()
     with pytest.raises(poolscope.PoolScopeError, match="not started"):
         await scope.fetchval("SELECT 1")
