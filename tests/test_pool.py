@@ -197,7 +197,7 @@ async def test_expire(make_scope: Any, database: Database) -> None:
             await until(lambda: len(set(database.backends("pid")) & old) == 1)
             assert await db.fetchval(PID) == held
         await until(lambda: len(new := set(database.backends("pid"))) == 2 and not new & old)
-        assert scope.stats().idle == 2
+        await until(lambda: scope.stats().idle == 2)
 
 
 # ---- leaks: O3

@@ -1,41 +1,25 @@
-"""Driver: the only module that imports aiopg and psycopg2.
-
-It shows the rest of the package a small protocol. ``Driver.open`` makes a Link; a Link runs one statement at a time,
-says what transaction it is in, cancels, and closes. Each oddity of the libraries below is met here, once.
-"""
+"""Link: one open connection, one statement at a time."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import errno
-import inspect
-import os
-import re
-import select
-import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-import aiopg
-import aiopg.connection
 import psycopg2
 import psycopg2.extensions
-import psycopg2.extras
 from aiopg.utils import ClosableQueue
 
-from .errors import ConnectionBusy, DatabaseUnavailable, PoolScopeError, QueryTimeout
-from .targets import Targets
+from ..errors import ConnectionBusy, DatabaseUnavailable, PoolScopeError, QueryTimeout
+from .mends import request_cancel
 
 if TYPE_CHECKING:
-    from asyncio import Future
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from .config import PoolConfig
-    from .targets import Target
+    import aiopg
 
-__all__ = ("FAILED", "IDLE", "IN_TRANSACTION", "DatabaseError", "Driver", "Link", "cancelled_by_server", "sqlstate")
+__all__ = ("FAILED", "IDLE", "IN_TRANSACTION", "DatabaseError", "Link", "cancelled_by_server", "in_words", "sqlstate")
 
 IDLE: Final[int] = psycopg2.extensions.TRANSACTION_STATUS_IDLE
 IN_TRANSACTION: Final[int] = psycopg2.extensions.TRANSACTION_STATUS_INTRANS
@@ -56,72 +40,6 @@ BUSY = (
     "another statement is running on this connection: await it first, "
     "or borrow a second connection with scope.acquire()"
 )
-
-CHECK_INTERVAL = "client_connection_check_interval"
-
-ROWS: Final[dict[str, Any]] = {
-    "tuple": None,
-    "dict": psycopg2.extras.RealDictCursor,
-    "namedtuple": psycopg2.extras.NamedTupleCursor,
-}
-
-
-class _PollingSelect:
-    """What ``aiopg.connection`` sees as the select module.
-
-    aiopg calls select() after each SQL error, only to learn whether the descriptor is still good. The real one raises
-    ValueError for descriptors above 1023, inside a loop callback: the statement would never end.
-    """
-
-    @staticmethod
-    def select(
-        readers: Sequence[int], _writers: Sequence[int], _errors: Sequence[int], _timeout: float
-    ) -> tuple[list[int], list[int], list[int]]:
-        poller = select.poll()
-        for descriptor in readers:
-            poller.register(descriptor, select.POLLIN)
-        ready = poller.poll(0)
-        bad = [descriptor for descriptor, event in ready if event & select.POLLNVAL]
-        for descriptor in bad:
-            _forget(descriptor)
-        if bad:
-            raise OSError(errno.EBADF, "bad file descriptor")
-        return [descriptor for descriptor, _ in ready], [], []
-
-
-def _forget(descriptor: int) -> None:
-    """Take a closed descriptor out of the loop. aiopg would leave the writer of a connect that was refused in it.
-
-    With uvloop the first removal of two fails, since it cannot go on watching for the other, and the next socket
-    that gets this number could not be watched.
-    """
-    loop = asyncio.get_running_loop()
-    for remove in (loop.remove_reader, loop.remove_writer):
-        with contextlib.suppress(OSError):
-            remove(descriptor)
-
-
-aiopg.connection.select = _PollingSelect  # type: ignore[attr-defined,assignment]
-
-
-def _load_cancel() -> Any:
-    """The cancel functions of libpq, found through psycopg2's own library.
-
-    ``connection.cancel()`` of psycopg2 keeps the interpreter lock while it connects to the server: on a silent
-    network it would stop the whole process, from whichever thread it is called. ctypes lets go of the lock.
-    """
-    try:
-        lib = ctypes.CDLL(psycopg2._psycopg.__file__)
-        lib.PQgetCancel.restype = ctypes.c_void_p
-        lib.PQgetCancel.argtypes = [ctypes.c_void_p]
-        lib.PQcancel.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int]
-        lib.PQfreeCancel.argtypes = [ctypes.c_void_p]
-    except (OSError, AttributeError):  # a psycopg2 linked statically: statements are ended by closing instead
-        return None
-    return lib
-
-
-_libpq = _load_cancel()
 
 
 def sqlstate(error: BaseException) -> str | None:
@@ -337,15 +255,7 @@ class Link:
 
     def cancel(self) -> None:
         """Ask the server to cancel the statement in flight. Returns at once; ``cancelling`` is done when it knows."""
-        handle = None if _libpq is None or self.closed else _libpq.PQgetCancel(self.raw.pgconn_ptr)
-        if not handle:
-            return
-        self.cancelling = done = self._loop.create_future()
-        # The handle is a copy: the connection may be closed meanwhile. A daemon thread, because a server that never
-        # answers must not keep the interpreter from exiting.
-        threading.Thread(
-            target=_cancel, args=(handle, self._loop, self._cancelled, done), name="poolscope-cancel", daemon=True
-        ).start()
+        self.cancelling = request_cancel(self.raw, self._cancelled) or self.cancelling
 
     def fail(self, verdict: PoolScopeError) -> None:
         """Close it under its user, who gets ``verdict``."""
@@ -380,9 +290,9 @@ class Link:
         if isinstance(error, psycopg2.extensions.QueryCanceledError):
             if self._overdue is not None:
                 raise self._too_late() from error
-            raise QueryTimeout(f"the statement was cancelled: {_text(error)}") from error
+            raise QueryTimeout(f"the statement was cancelled: {in_words(error)}") from error
         if self.closed:
-            raise DatabaseUnavailable(f"the connection to {self.host} died: {_text(error)}") from error
+            raise DatabaseUnavailable(f"the connection to {self.host} died: {in_words(error)}") from error
 
     def close(self) -> None:
         """Close and hand back to the aiopg pool that owns it. May be repeated."""
@@ -405,120 +315,6 @@ class Link:
             aio.close()
 
 
-def _cancel(handle: int, loop: asyncio.AbstractEventLoop, done: Callable[..., None], future: Future[None]) -> None:
-    message = ctypes.create_string_buffer(256)
-    _libpq.PQcancel(handle, message, len(message))
-    _libpq.PQfreeCancel(handle)
-    with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
-        loop.call_soon_threadsafe(done, future)
-
-
-def _text(error: BaseException) -> str:
+def in_words(error: BaseException) -> str:
+    """What a driver's error says, on one line."""
     return " ".join(str(error).split()) or type(error).__name__
-
-
-class Driver:
-    """Opens links, one attempt at a time, and owns the aiopg pools behind them.
-
-    aiopg fixes a pool's connection parameters when it is made, so there is one pool for each address, TLS mode and
-    password in use. Nobody ever waits inside one: they are unbounded, hold no idle connection, and are closed when
-    the last link has gone.
-    """
-
-    def __init__(self, config: PoolConfig, application_name: str) -> None:
-        self._config = config
-        self._targets = Targets(config)
-        self._pools: dict[tuple[object, ...], aiopg.Pool] = {}
-        self._check_interval = config.abandon_interval is not None
-        self._params = dict(config.params)
-        # What could make libpq change to a second socket, which aiopg would never see.
-        self._params.pop("fallback_application_name", None)
-        self._params.setdefault("gssencmode", "disable")
-        self._params["target_session_attrs"] = "any"
-        # Told that a parameter in the options is unknown, libpq suspects application_name and connects again without
-        # it. So that one stands in the options, too, unless libpq would find another one by itself.
-        self._name = application_name
-        if config.pgbouncer or "PGAPPNAME" in os.environ:
-            self._params["application_name"] = application_name
-        self._rows = ROWS[config.rows] if isinstance(config.rows, str) else config.rows
-
-    async def open(self) -> Link:
-        """Connect to the first host that answers and has the wanted role, or raise DatabaseUnavailable."""
-        try:
-            return await self._targets.open(self._connect)
-        finally:
-            self.forget_empty()
-
-    async def close(self, timeout: float) -> None:
-        """Close every aiopg pool. Their links must be closed first, or this gives up after ``timeout`` seconds."""
-        pools, self._pools = list(self._pools.values()), {}
-        for pool in pools:
-            pool.close()
-        async with asyncio.timeout(timeout):
-            for pool in pools:
-                await pool.wait_closed()
-
-    def forget_empty(self) -> None:
-        """Close the aiopg pools that have lost their last connection."""
-        for key, pool in list(self._pools.items()):
-            if pool.size == 0:
-                pool.close()
-                del self._pools[key]
-
-    async def _connect(self, target: Target, mode: str) -> Link:
-        password = await self._password()
-        try:
-            try:
-                return await self._acquire(target, mode, password)
-            except psycopg2.Error as error:
-                if not (self._check_interval and CHECK_INTERVAL in str(error)):
-                    raise
-                self._check_interval = False  # before PostgreSQL 14, or a platform that cannot watch a socket
-                return await self._acquire(target, mode, password)
-        except (psycopg2.Error, RuntimeError, AssertionError) as error:  # aiopg asserts that it did not die at once
-            raise DatabaseUnavailable(_text(error)) from error
-
-    async def _password(self) -> str | None:
-        given = self._config.password
-        if not callable(given):
-            return given
-        try:
-            password = given()
-            return await password if inspect.isawaitable(password) else password
-        except Exception as error:  # somebody else's code: a connect that failed, like any other
-            raise DatabaseUnavailable(f"the password function failed: {error!r}") from error
-
-    async def _acquire(self, target: Target, mode: str, password: str | None) -> Link:
-        key = (target, mode, password, self._check_interval)
-        pool = self._pools.get(key)
-        if pool is None:
-            params: dict[str, Any] = {**self._params, **target.parameters(), "sslmode": mode}
-            # else wait_for: a timer for each statement, and lost cancellations on 3.11
-            params["timeout"] = None
-            if password is not None:
-                params["password"] = password
-            if options := self._options():
-                params["options"] = options
-            pool = self._pools[key] = await aiopg.create_pool(
-                None,
-                minsize=0,
-                maxsize=0,
-                enable_hstore=self._config.hstore,
-                **params,
-            )
-        return Link(await pool.acquire(), pool, str(target), self._rows)
-
-    def _options(self) -> str:
-        """What the session starts with. DISCARD ALL returns to it, unlike to a SET."""
-        config = self._config
-        given = self._params.get("options", "")
-        if config.pgbouncer:
-            return given
-        limits = {
-            "statement_timeout": config.statement_timeout,
-            "idle_in_transaction_session_timeout": config.idle_in_transaction_timeout,
-            CHECK_INTERVAL: config.abandon_interval if self._check_interval else None,
-        }
-        ours = [f"-c {name}={max(1, round(limit * 1000))}" for name, limit in limits.items() if limit is not None]
-        ours.append("-c application_name=" + re.sub(r"([\\\s])", r"\\\1", self._name))
-        return " ".join([*ours, given]).strip()

@@ -1,0 +1,10 @@
+"""The driver: the only part that imports aiopg and psycopg2.
+
+It shows the rest of the package a small protocol. ``Driver.open`` makes a Link; a Link runs one statement at a time,
+says what transaction it is in, cancels, and closes. Each oddity of the libraries below is met here, once.
+"""
+
+from .link import FAILED, IDLE, IN_TRANSACTION, DatabaseError, Link, cancelled_by_server, sqlstate
+from .opening import Driver
+
+__all__ = ("FAILED", "IDLE", "IN_TRANSACTION", "DatabaseError", "Driver", "Link", "cancelled_by_server", "sqlstate")

@@ -1,0 +1,103 @@
+"""What is mended from inside: the select module that aiopg sees, and psycopg2's way to cancel."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import select
+import threading
+from typing import TYPE_CHECKING, Any
+
+import aiopg.connection
+import psycopg2
+
+if TYPE_CHECKING:
+    from asyncio import Future
+    from collections.abc import Callable, Sequence
+
+__all__ = ("PollingSelect", "request_cancel")
+
+
+class PollingSelect:
+    """What ``aiopg.connection`` sees as the select module.
+
+    aiopg calls select() after each SQL error, only to learn whether the descriptor is still good. The real one raises
+    ValueError for descriptors above 1023, inside a loop callback: the statement would never end.
+    """
+
+    @staticmethod
+    def select(
+        readers: Sequence[int], _writers: Sequence[int], _errors: Sequence[int], _timeout: float
+    ) -> tuple[list[int], list[int], list[int]]:
+        """Which of ``readers`` are ready; OSError if one of them is closed."""
+        poller = select.poll()
+        for descriptor in readers:
+            poller.register(descriptor, select.POLLIN)
+        ready = poller.poll(0)
+        bad = [descriptor for descriptor, event in ready if event & select.POLLNVAL]
+        for descriptor in bad:
+            _forget(descriptor)
+        if bad:
+            raise OSError(errno.EBADF, "bad file descriptor")
+        return [descriptor for descriptor, _ in ready], [], []
+
+
+def _forget(descriptor: int) -> None:
+    """Take a closed descriptor out of the loop. aiopg would leave the writer of a connect that was refused in it.
+
+    With uvloop the first removal of two fails, since it cannot go on watching for the other, and the next socket
+    that gets this number could not be watched.
+    """
+    loop = asyncio.get_running_loop()
+    for remove in (loop.remove_reader, loop.remove_writer):
+        with contextlib.suppress(OSError):
+            remove(descriptor)
+
+
+aiopg.connection.select = PollingSelect  # type: ignore[attr-defined,assignment]
+
+
+def _load_cancel() -> Any:
+    """The cancel functions of libpq, found through psycopg2's own library.
+
+    ``connection.cancel()`` of psycopg2 keeps the interpreter lock while it connects to the server: on a silent
+    network it would stop the whole process, from whichever thread it is called. ctypes lets go of the lock.
+    """
+    try:
+        lib = ctypes.CDLL(psycopg2._psycopg.__file__)
+        lib.PQgetCancel.restype = ctypes.c_void_p
+        lib.PQgetCancel.argtypes = [ctypes.c_void_p]
+        lib.PQcancel.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int]
+        lib.PQfreeCancel.argtypes = [ctypes.c_void_p]
+    except (OSError, AttributeError):  # a psycopg2 linked statically: statements are ended by closing instead
+        return None
+    return lib
+
+
+_libpq = _load_cancel()
+
+
+def request_cancel(raw: Any, done: Callable[[Future[None]], None]) -> Future[None] | None:
+    """Ask the server to cancel the statement in flight on a psycopg2 connection. Returns at once.
+
+    ``done`` is called in the loop, with the future that is returned, when the server knows. None: it is not possible.
+    """
+    handle = None if _libpq is None or raw.closed else _libpq.PQgetCancel(raw.pgconn_ptr)
+    if not handle:
+        return None
+    loop = asyncio.get_running_loop()
+    future: Future[None] = loop.create_future()
+    # The handle is a copy: the connection may be closed meanwhile. A daemon thread, because a server that never
+    # answers must not keep the interpreter from exiting.
+    threading.Thread(target=_cancel, args=(handle, loop, done, future), name="poolscope-cancel", daemon=True).start()
+    return future
+
+
+def _cancel(handle: int, loop: asyncio.AbstractEventLoop, done: Callable[..., None], future: Future[None]) -> None:
+    message = ctypes.create_string_buffer(256)
+    _libpq.PQcancel(handle, message, len(message))
+    _libpq.PQfreeCancel(handle)
+    with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+        loop.call_soon_threadsafe(done, future)

@@ -1,0 +1,138 @@
+"""Driver: opens links, and owns the aiopg pools behind them."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import aiopg
+import psycopg2
+import psycopg2.extras
+
+from ..errors import DatabaseUnavailable
+from ..targets import Targets
+from .link import Link, in_words
+
+if TYPE_CHECKING:
+    from ..config import PoolConfig
+    from ..targets import Target
+
+__all__ = ("Driver",)
+
+CHECK_INTERVAL = "client_connection_check_interval"
+
+ROWS: Final[dict[str, Any]] = {
+    "tuple": None,
+    "dict": psycopg2.extras.RealDictCursor,
+    "namedtuple": psycopg2.extras.NamedTupleCursor,
+}
+
+
+class Driver:
+    """Opens links, one attempt at a time, and owns the aiopg pools behind them.
+
+    aiopg fixes a pool's connection parameters when it is made, so there is one pool for each address, TLS mode and
+    password in use. Nobody ever waits inside one: they are unbounded, hold no idle connection, and are closed when
+    the last link has gone.
+    """
+
+    def __init__(self, config: PoolConfig, application_name: str) -> None:
+        self._config = config
+        self._targets = Targets(config)
+        self._pools: dict[tuple[object, ...], aiopg.Pool] = {}
+        self._check_interval = config.abandon_interval is not None
+        self._params = dict(config.params)
+        # What could make libpq change to a second socket, which aiopg would never see.
+        self._params.pop("fallback_application_name", None)
+        self._params.setdefault("gssencmode", "disable")
+        self._params["target_session_attrs"] = "any"
+        # Told that a parameter in the options is unknown, libpq suspects application_name and connects again without
+        # it. So that one stands in the options, too, unless libpq would find another one by itself.
+        self._name = application_name
+        if config.pgbouncer or "PGAPPNAME" in os.environ:
+            self._params["application_name"] = application_name
+        self._rows = ROWS[config.rows] if isinstance(config.rows, str) else config.rows
+
+    async def open(self) -> Link:
+        """Connect to the first host that answers and has the wanted role, or raise DatabaseUnavailable."""
+        try:
+            return await self._targets.open(self._connect)
+        finally:
+            self.forget_empty()
+
+    async def close(self, timeout: float) -> None:
+        """Close every aiopg pool. Their links must be closed first, or this gives up after ``timeout`` seconds."""
+        pools, self._pools = list(self._pools.values()), {}
+        for pool in pools:
+            pool.close()
+        async with asyncio.timeout(timeout):
+            for pool in pools:
+                await pool.wait_closed()
+
+    def forget_empty(self) -> None:
+        """Close the aiopg pools that have lost their last connection."""
+        for key, pool in list(self._pools.items()):
+            if pool.size == 0:
+                pool.close()
+                del self._pools[key]
+
+    async def _connect(self, target: Target, mode: str) -> Link:
+        password = await self._password()
+        try:
+            try:
+                return await self._acquire(target, mode, password)
+            except psycopg2.Error as error:
+                if not (self._check_interval and CHECK_INTERVAL in str(error)):
+                    raise
+                self._check_interval = False  # before PostgreSQL 14, or a platform that cannot watch a socket
+                return await self._acquire(target, mode, password)
+        except (psycopg2.Error, RuntimeError, AssertionError) as error:  # aiopg asserts that it did not die at once
+            raise DatabaseUnavailable(in_words(error)) from error
+
+    async def _password(self) -> str | None:
+        given = self._config.password
+        if not callable(given):
+            return given
+        try:
+            password = given()
+            return await password if inspect.isawaitable(password) else password
+        except Exception as error:  # somebody else's code: a connect that failed, like any other
+            raise DatabaseUnavailable(f"the password function failed: {error!r}") from error
+
+    async def _acquire(self, target: Target, mode: str, password: str | None) -> Link:
+        key = (target, mode, password, self._check_interval)
+        pool = self._pools.get(key)
+        if pool is None:
+            params: dict[str, Any] = {**self._params, **target.parameters(), "sslmode": mode}
+            # else wait_for: a timer for each statement, and lost cancellations on 3.11
+            params["timeout"] = None
+            if password is not None:
+                params["password"] = password
+            if options := self._options():
+                params["options"] = options
+            pool = self._pools[key] = await aiopg.create_pool(
+                None,
+                minsize=0,
+                maxsize=0,
+                enable_hstore=self._config.hstore,
+                **params,
+            )
+        return Link(await pool.acquire(), pool, str(target), self._rows)
+
+    def _options(self) -> str:
+        """What the session starts with. DISCARD ALL returns to it, unlike to a SET."""
+        config = self._config
+        given = self._params.get("options", "")
+        if config.pgbouncer:
+            return given
+        limits = {
+            "statement_timeout": config.statement_timeout,
+            "idle_in_transaction_session_timeout": config.idle_in_transaction_timeout,
+            CHECK_INTERVAL: config.abandon_interval if self._check_interval else None,
+        }
+        ours = [f"-c {name}={max(1, round(limit * 1000))}" for name, limit in limits.items() if limit is not None]
+        ours.append("-c application_name=" + re.sub(r"([\\\s])", r"\\\1", self._name))
+        return " ".join([*ours, given]).strip()
