@@ -161,6 +161,36 @@ async def test_use_after_release(make_scope: Any, database: Database) -> None:
     assert database.sql("SELECT n FROM things") == [(1,)]
 
 
+async def test_nothing_of_one_lease_reaches_the_next(make_scope: Any, database: Database) -> None:
+    """Released and borrowed again in one request, old cursors, streams and transactions are still of no use (C13)."""
+    database.sql("CREATE TABLE things (n int)")
+    insert = "INSERT INTO things VALUES (666)"
+    async with make_scope(maxsize=1) as scope:
+        db = lazy(scope)
+        cursor = await db.cursor()
+        await cursor.execute("SELECT * FROM generate_series(1, 3)")
+        stream = db.stream("SELECT * FROM generate_series(1, 30)", size=1)
+        await anext(stream)
+        db.release()
+        tx = await db.transaction().__aenter__()
+        db._let_go()
+        async with db.transaction() as new:
+            await new.execute("INSERT INTO things VALUES (1)")
+            with pytest.raises(ConnectionReleased):
+                await cursor.execute(insert)
+            with pytest.raises(ConnectionReleased):
+                await cursor.fetchone()
+            with pytest.raises(ConnectionReleased):
+                await tx.execute(insert)
+            with pytest.raises(ConnectionReleased):
+                await tx.__aexit__(None, None, None)
+            with pytest.raises(ConnectionReleased):
+                await anext(stream)
+            assert await new.fetchval("SELECT count(*) FROM things") == 1
+        db._end("the test")
+    assert database.sql("SELECT n FROM things") == [(1,)]
+
+
 async def test_a_statement_left_behind(make_scope: Any, database: Database) -> None:
     """A stray task's statement fails when its request ends; the next user gets another connection (C13)."""
     async with make_scope(maxsize=1) as scope:

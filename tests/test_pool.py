@@ -153,12 +153,14 @@ async def test_max_lifetime_while_idle(make_scope: Any, database: Database) -> N
 
 
 async def test_max_lifetime_on_return(make_scope: Any) -> None:
-    """A connection that has become too old while lent is not lent again."""
+    """A connection that has become too old while lent is not lent again, not even to one who waits for it."""
     async with make_scope(maxsize=1, max_lifetime=0.1) as scope:
         async with scope.acquire() as db:
             pid = await db.fetchval(PID)
+            waiting = asyncio.ensure_future(scope.fetchval(PID))
+            await until(lambda: scope.stats().waiting == 1)
             await db.fetchval("SELECT pg_sleep(0.15)")
-        assert await scope.fetchval(PID) != pid
+        assert await waiting not in (pid, None)
 
 
 async def test_lifetimes_do_not_end_together(make_scope: Any) -> None:

@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).parents[2]
 OWNER = """
+import signal
 import os, time
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
 server = EmbeddedPostgres()
 server.start()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 print(server.pid, server.socket_dir, flush=True)
 """
 

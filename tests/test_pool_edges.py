@@ -1,0 +1,163 @@
+"""What comes at a bad moment: a stray task at the end of a request, expire() in the middle, waits that never stop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+import aiohttp_poolscope as poolscope
+from aiohttp_poolscope import janitor
+
+from . import clients
+from .conftest import DEADLINE, Serve, until
+
+if TYPE_CHECKING:
+    import pytest
+
+PID = "SELECT pg_backend_pid()"
+
+
+async def test_a_stray_task_on_raw(dsn: str, serve: Serve) -> None:
+    """A task left behind with a statement on raw gets an error at the end of the request; the pool is whole."""
+    stray: list[asyncio.Task[None]] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        db = request["db"]
+
+        async def run() -> None:
+            cursor = await db.raw.cursor()
+            await cursor.execute("SELECT pg_sleep(30)")
+
+        stray.append(asyncio.ensure_future(run()))
+        await until(lambda: db._link.busy, "its statement")
+        return web.Response()
+
+    async def other(request: web.Request) -> web.Response:
+        return web.Response(text=str(await request["db"].fetchval("SELECT 42")))
+
+    app = web.Application()
+    scope = poolscope.setup(app, dsn, maxsize=1)
+    app.router.add_get("/", handler)
+    app.router.add_get("/other", other)
+    async with serve(app) as served:
+        assert await served.status() == 200
+        await until(stray[0].done, "the end of the task")
+        assert stray[0].cancelled() or stray[0].exception() is not None
+        assert await served.get("/other") == (200, "42")
+        assert (scope.stats().in_use, scope.stats().repairing, scope.stats().abandoned) == (0, 0, 1)
+
+
+async def test_expire_while_a_connection_is_being_opened(make_scope: Any) -> None:
+    """A connection that was being opened when expire() was called is replaced when it first comes back."""
+    inside, go_on = asyncio.Event(), asyncio.Event()
+    pids: list[int] = []
+
+    async def on_connect(db: Any) -> None:
+        pids.append(await db.fetchval(PID))
+        if len(pids) == 2:
+            inside.set()
+            await go_on.wait()
+
+    async with make_scope(minsize=1, maxsize=2, on_connect=on_connect) as scope, scope.acquire():
+        second = asyncio.ensure_future(scope.fetchval(PID))
+        await inside.wait()
+        scope.expire()
+        go_on.set()
+        assert await second == pids[1]
+        assert await scope.fetchval(PID) not in pids[:2]
+
+
+async def test_expire_while_a_connection_is_handed_over(make_scope: Any) -> None:
+    """A connection whose waiter is cancelled in the tick in which expire() is called is not lent again."""
+    async with make_scope(maxsize=1) as scope:
+        first = await scope.acquire()
+        old = await first.fetchval(PID)
+        waiter = asyncio.ensure_future(scope.fetchval(PID))
+        await until(lambda: scope.stats().waiting, "its place in the queue")
+        first.release()
+        scope.expire()
+        waiter.cancel()
+        await asyncio.wait([waiter])
+        assert waiter.cancelled()
+        assert await scope.fetchval(PID) != old
+
+
+async def test_waits_that_come_and_go_do_not_stop_the_janitor(make_scope: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short waits, one soon after the other, do not keep the janitor from what it does once a second."""
+    monkeypatch.setattr(janitor, "CALM", 0.2)
+    async with make_scope(minsize=2, maxsize=2, leak_threshold=0.1) as scope, scope.acquire():
+        end = time.monotonic() + DEADLINE
+        while not scope.stats().leaked:
+            assert time.monotonic() < end, "the lease was never looked at"
+            first = await scope.acquire()
+            waiter = asyncio.ensure_future(scope.acquire()._borrow())
+            await asyncio.sleep(0)
+            first.release()  # before the janitor has seen the wait
+            (await waiter).release()
+            await asyncio.sleep(0.005)
+
+
+async def test_cancel_abandoned_leaves_background_tasks_alone(dsn: str, serve: Serve) -> None:
+    """A task that outlives its handler is not cancelled when the client has left, having had its answer."""
+    go_on = asyncio.Event()
+    background: list[asyncio.Task[int]] = []
+    requests: list[web.Request] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        holding = asyncio.Event()
+
+        async def later() -> int:
+            async with scope.acquire() as db:
+                holding.set()
+                await go_on.wait()
+                return int(await db.fetchval("SELECT 42"))
+
+        background.append(asyncio.ensure_future(later()))
+        requests.append(request)
+        await holding.wait()
+        return web.Response()
+
+    app = web.Application()
+    scope = poolscope.setup(app, dsn, cancel_abandoned=True)
+    app.router.add_get("/", handler)
+    async with serve(app) as served:
+        assert await served.status("/", headers={"Connection": "close"}) == 200
+        await until(lambda: requests[0].transport is None, "the end of its connection")
+        scope._running().janitor.sweep(time.monotonic())
+        go_on.set()
+        assert await background[0] == 42
+
+
+async def test_cancel_abandoned_cancels_once(dsn: str, serve: Serve) -> None:
+    """The handler of a GET whose client has left is cancelled once, and can clean up on its connection."""
+    inside, cleaning, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    said: list[Any] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        try:
+            inside.set()
+            await request["db"].execute("SELECT pg_sleep(30)")
+        except asyncio.CancelledError as error:
+            said.append(str(error))
+            cleaning.set()
+            await go_on.wait()
+            said.append(await request["db"].fetchval("SELECT 42"))
+            raise
+        return web.Response()
+
+    app = web.Application()
+    scope = poolscope.setup(app, dsn, maxsize=1, cancel_abandoned=True)
+    app.router.add_get("/", handler)
+    async with serve(app) as served, asyncio.timeout(DEADLINE):
+        with clients.client(served.port, clients.request()):
+            await inside.wait()
+        await cleaning.wait()
+        for _ in range(2):
+            scope._running().janitor.sweep(time.monotonic())
+            await asyncio.sleep(0)
+        go_on.set()
+        await until(lambda: not scope.stats().in_use, "the end of the handler")
+        assert said == ["the client has left", 42]
