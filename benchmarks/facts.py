@@ -55,8 +55,6 @@ SHUTDOWN_TIMEOUT, DRAIN_GRACE, EXIT_LIMIT = 2.0, 1.0, 6.0
 
 Run = dict[str, Any]
 
-# ---- the two services
-
 
 def by_hand(dsn: str) -> web.Application:
     """A pool in a cleanup context, and a middleware that gives each request a connection in an ``async with``."""
@@ -109,9 +107,6 @@ def serve(candidate: str, dsn: str, port: int, options: dict[str, Any]) -> None:
     else:
         app = by_hand(f"{dsn}&options=-c%20statement_timeout%3D{limit * 1000:.0f}")
     web.run_app(app, host="127.0.0.1", port=port, print=None, access_log=None, **options)
-
-
-# ---- the clients
 
 
 class Wire(asyncio.Protocol):
@@ -203,9 +198,6 @@ async def running(candidate: str, dsn: str, **options: Any) -> AsyncIterator[Ser
         await process.wait()
 
 
-# ---- the facts
-
-
 async def abandoned(candidate: str, dsn: str, _rng: random.Random) -> Run:
     """Every connection is in a query and others wait; then the clients of those queries leave."""
     async with running(candidate, dsn, handler_cancellation=True) as server:
@@ -278,9 +270,6 @@ async def shutdown(candidate: str, dsn: str, _rng: random.Random) -> Run:
 
 Fact = Callable[[str, str, random.Random], Coroutine[Any, Any, Run]]
 FACTS: dict[str, Fact] = {each.__name__: each for each in (abandoned, overload, slow_query, shutdown)}
-
-
-# ---- the report
 
 
 def spread(values: list[float | None], unit: str = "", none: str = "never") -> str:

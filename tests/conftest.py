@@ -181,7 +181,7 @@ def cancellation(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
-def make_scope(dsn: str) -> Iterator[Callable[..., Any]]:
+def make_scope(dsn: str) -> Callable[..., Any]:
     """``async with make_scope(maxsize=2) as scope``: a pool that runs without a web server."""
 
     @contextlib.asynccontextmanager
@@ -196,7 +196,7 @@ def make_scope(dsn: str) -> Iterator[Callable[..., Any]]:
         finally:
             await runner.cleanup()
 
-    yield running
+    return running
 
 
 @dataclass

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope.budget import Limits, overdrawn
 
-from .conftest import Database
+if TYPE_CHECKING:
+    from .conftest import Database
 
 
 def test_a_budget_that_fits_says_nothing() -> None:
@@ -40,7 +42,7 @@ def test_the_warning_has_the_numbers() -> None:
         assert number in said
 
 
-async def test_the_start_warns(make_scope, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_start_warns(make_scope: Any, caplog: pytest.LogCaptureFixture) -> None:
     """At start the server is asked for its limits, and too large a pool is a warning."""
     with caplog.at_level(logging.WARNING, "aiohttp_poolscope"):
         async with make_scope(maxsize=60, processes=10):
@@ -48,7 +50,7 @@ async def test_the_start_warns(make_scope, caplog: pytest.LogCaptureFixture) -> 
     assert "600 connections" in caplog.text
 
 
-async def test_the_start_is_quiet_when_all_fits(make_scope, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_start_is_quiet_when_all_fits(make_scope: Any, caplog: pytest.LogCaptureFixture) -> None:
     """No warning without a reason."""
     with caplog.at_level(logging.WARNING, "aiohttp_poolscope"):
         async with make_scope(maxsize=2, processes=2):
@@ -56,7 +58,7 @@ async def test_the_start_is_quiet_when_all_fits(make_scope, caplog: pytest.LogCa
     assert caplog.text == ""
 
 
-async def test_a_role_limit_is_seen(make_scope, database: Database, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_role_limit_is_seen(make_scope: Any, database: Database, caplog: pytest.LogCaptureFixture) -> None:
     """The limit of the role that connects counts, read from the real server."""
     database.sql("CREATE ROLE poolscope_limited LOGIN SUPERUSER CONNECTION LIMIT 3")
     try:
@@ -67,7 +69,7 @@ async def test_a_role_limit_is_seen(make_scope, database: Database, caplog: pyte
     assert "3 to give" in caplog.text
 
 
-async def test_strict_refuses_to_start(make_scope) -> None:
+async def test_strict_refuses_to_start(make_scope: Any) -> None:
     """budget_strict=True turns the warning into a start that fails, with nothing left behind."""
     with pytest.raises(poolscope.ConfigError, match="budget_strict"):
         async with make_scope(maxsize=60, processes=10, budget_strict=True):

@@ -24,9 +24,6 @@ def lazy(scope: poolscope.PoolScope) -> ScopedConnection:
     return ScopedConnection(scope._running())
 
 
-# ---- borrowing and giving back
-
-
 async def test_borrowed_at_first_use(make_scope: Any) -> None:
     """Nothing is borrowed before the first statement; release() gives it back and the next use borrows again."""
     async with make_scope() as scope:
@@ -129,9 +126,6 @@ async def test_ended_while_it_waits(make_scope: Any) -> None:
         assert scope.stats().in_use == 0
 
 
-# ---- C13: use after release
-
-
 async def test_use_after_release(make_scope: Any, database: Database) -> None:
     """Whatever is left of an ended lease fails, and the next user's transaction is untouched (C13)."""
     database.sql("CREATE TABLE things (n int)")
@@ -232,9 +226,6 @@ async def test_cancelling_a_stray_task(make_scope: Any) -> None:
             assert await other.fetchval(PID) == pid
 
 
-# ---- P8: dirty returns are repaired and kept
-
-
 async def in_transaction(db: Any) -> None:
     await db.execute("BEGIN")
     await db.execute("INSERT INTO things VALUES (1)")
@@ -268,9 +259,6 @@ async def test_a_dirty_return(make_scope: Any, database: Database, leave: Any) -
             assert await db.fetchval("SELECT count(*) FROM things") == 0
         assert scope.stats().repaired == 1
         assert scope.stats().closed == 0
-
-
-# ---- P9: reset
 
 
 LEFTOVERS = {

@@ -16,9 +16,6 @@ from .conftest import Database, until
 PID = "SELECT pg_backend_pid()"
 
 
-# ---- hooks
-
-
 async def test_hooks_in_order(make_scope: Any) -> None:
     """on_connect once for a connection, on_acquire before and on_release after each lease, on that connection."""
     seen: list[tuple[str, int]] = []
@@ -146,9 +143,6 @@ async def test_a_hook_that_keeps_its_connection(make_scope: Any) -> None:
     async with make_scope(on_connect=on_connect):
         with pytest.raises(ConnectionReleased):
             await kept[0].execute("SELECT 1")
-
-
-# ---- the cursor
 
 
 async def test_cursor_reads(make_scope: Any) -> None:

@@ -6,14 +6,17 @@ import asyncio
 import contextlib
 import gc
 import re
-from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
 
 import aiohttp_poolscope as poolscope
 
-from .conftest import Serve
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from .conftest import Serve
 
 TIMES = 50
 
@@ -74,7 +77,7 @@ async def test_a_request_leaves_no_cycle(path: str, dsn: str, serve: Serve) -> N
 
 
 @pytest.mark.parametrize("kind", ["error", "timeout", "exhausted", "stream"])
-async def test_a_failure_leaves_no_cycle(kind: str, make_scope) -> None:
+async def test_a_failure_leaves_no_cycle(kind: str, make_scope: Any) -> None:
     """Neither do failed statements, time-outs, refusals at a full pool, and streams."""
     async with make_scope(maxsize=1) as scope:
 

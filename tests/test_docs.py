@@ -96,9 +96,6 @@ def names(cell: str) -> list[str]:
     return re.findall(r"`([\w.]+)", cell)
 
 
-# ---- what is wrong with a document, in words
-
-
 def wrong_settings(text: str) -> Iterator[str]:
     """The table of settings against PoolConfig."""
     rows = {name: row for row in table(section(text, "Settings")) for name in names(row[0])}
@@ -278,9 +275,6 @@ def test_the_checks_can_fail(path: Path, pattern: str, instead: str, complaint: 
     spoiled = re.sub(pattern, instead, text, count=0 if pattern == "begin_drain" else 1)
     assert spoiled != text
     assert any(complaint in each for each in wrong(path, spoiled))
-
-
-# ---- the code blocks
 
 
 PYTHON = blocks(README.read_text(), "python")

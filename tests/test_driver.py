@@ -16,8 +16,6 @@ from aiohttp_poolscope.errors import ConnectionBusy, DatabaseUnavailable, QueryT
 from .conftest import Database, until
 from .wire import ask, driving, linked, wired
 
-# ---- the session as it starts
-
 
 async def test_limits_are_the_servers(dsn: str) -> None:
     """The server itself knows statement_timeout, the idle-in-transaction limit and the interval for the abandoned."""
@@ -98,9 +96,6 @@ async def test_rows(dsn: str, rows: Any, kind: type[Any]) -> None:
         assert row.two == 2 if rows == "namedtuple" else row["two" if rows != "tuple" else 1] == 2
 
 
-# ---- statements
-
-
 async def test_status_says_where_a_transaction_is(dsn: str) -> None:
     """IDLE, IN_TRANSACTION, FAILED and back; clean only when idle."""
     async with linked(dsn) as link:
@@ -172,9 +167,6 @@ def test_sqlstate_looks_at_causes(wrap: Any) -> None:
 
     assert sqlstate(wrap(Serialization())) == "40001"
     assert sqlstate(ValueError()) is None
-
-
-# ---- aiopg pools behind it
 
 
 async def test_one_pool_for_each_password_closed_when_empty(dsn: str) -> None:

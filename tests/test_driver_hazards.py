@@ -52,9 +52,6 @@ async def reused(descriptor: int, pair: tuple[socket.socket, socket.socket]) -> 
         os.close(descriptor)
 
 
-# ---- C4: one close
-
-
 @pytest.mark.parametrize("end", ["closed by us", "found dead", "dead mid-query", "failed"])
 async def test_a_second_close_touches_nobody(database: Database, end: str) -> None:
     """Whoever has the descriptor after the link keeps his reader, however often the link is closed (C4)."""
@@ -82,9 +79,6 @@ async def test_a_second_close_touches_nobody(database: Database, end: str) -> No
     theirs.close()
 
 
-# ---- C5: descriptors above 1023
-
-
 async def test_descriptors_above_1023(dsn: str) -> None:
     """With more than 1,023 open descriptors an SQL error is raised at once and the connection is kept (C5)."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -102,9 +96,6 @@ async def test_descriptors_above_1023(dsn: str) -> None:
         for descriptor in held:
             os.close(descriptor)
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-
-
-# ---- C1, C2, C3: cancelling
 
 
 async def test_a_timeout_keeps_the_connection(database: Database) -> None:
@@ -249,9 +240,6 @@ async def test_an_error_that_arrives_with_the_cancellation(dsn: str) -> None:
         assert await ask(link, "SELECT 1") == 1
 
 
-# ---- C10, C11, C18: connections that die
-
-
 @pytest.mark.parametrize("used", [False, True], ids=["fresh", "used"])
 async def test_death_while_idle(database: Database, used: bool) -> None:
     """A connection killed while idle is seen dead without being asked, and says DatabaseUnavailable (C10, C11)."""
@@ -301,9 +289,6 @@ async def test_closed_under_its_user(database: Database) -> None:
             await statement
         with pytest.raises(QueryTimeout, match="enough"):
             await ask(link, "SELECT 1")
-
-
-# ---- C8, C15, P6: connecting and closing
 
 
 async def test_connecting_is_bounded() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp_poolscope.driver import DatabaseError
 
-from .conftest import Database
+if TYPE_CHECKING:
+    from .conftest import Database
 
 
 async def test_notifications_survive_an_sql_error(make_scope: Any, database: Database) -> None:

@@ -16,9 +16,6 @@ from .conftest import Database, until
 PID = "SELECT pg_backend_pid()"
 
 
-# ---- exhausted: B2
-
-
 async def test_exhausted(make_scope: Any) -> None:
     """A borrow that is not served within acquire_timeout is a PoolExhausted that has the numbers (B2)."""
     async with make_scope(maxsize=2, acquire_timeout=0.1) as scope, scope.acquire(), scope.acquire():
@@ -114,9 +111,6 @@ async def test_never_more_than_maxsize(make_scope: Any, database: Database) -> N
         assert scope._pool.gate.violations() == []
 
 
-# ---- how long connections live (B6, B7)
-
-
 async def test_warm_before_the_first_request(make_scope: Any, database: Database) -> None:
     """minsize connections are open when the application has started (B6)."""
     async with make_scope(minsize=3) as scope:
@@ -202,9 +196,6 @@ async def test_expire(make_scope: Any, database: Database) -> None:
         await until(lambda: scope.stats().idle == 2)
 
 
-# ---- leaks: O3
-
-
 async def test_a_leak_is_reported_with_its_holder(make_scope: Any, caplog: Any) -> None:
     """A connection held beyond leak_threshold is logged once, with the line that borrowed it."""
     async with make_scope(maxsize=3, leak_threshold=0.1) as scope, scope.acquire():
@@ -239,9 +230,6 @@ async def test_leases(make_scope: Any) -> None:
             assert first.held >= second.held
             assert "test_leases" in first.where
         assert scope.leases() == ()
-
-
-# ---- what a borrow costs
 
 
 async def test_a_borrow_does_not_wait(make_scope: Any) -> None:

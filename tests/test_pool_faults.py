@@ -27,17 +27,14 @@ def server() -> Iterator[EmbeddedPostgres]:
         yield server
 
 
-# ---- single connections
-
-
 async def test_dead_idle_connections_reach_nobody(make_scope: Any, database: Database) -> None:
     """After every idle backend was killed each borrower gets a living connection."""
     async with make_scope(minsize=3, maxsize=3) as scope:
         for _ in range(3):
             await until(lambda: scope.stats().idle == 3)
             database.kill()
-            idle = scope._pool.gate.idle_slots()
-            await until(lambda: all(slot.link.closed for slot in idle), "the loop having read the farewells")
+            gate = scope._pool.gate
+            await until(lambda gate=gate: all(slot.link.closed for slot in gate.idle_slots()), "reading the farewells")
             assert await asyncio.gather(*(scope.fetchval("SELECT 1") for _ in range(10))) == [1] * 10
         assert scope.stats().dead >= 3
 
@@ -104,9 +101,6 @@ async def test_closed_while_it_repairs(make_scope: Any, database: Database, audi
             wire.frozen = True
         assert scope.state == "closed"
         wire.frozen = False
-
-
-# ---- the database as a whole
 
 
 async def test_no_database_at_start(make_scope: Any, server: EmbeddedPostgres) -> None:

@@ -18,9 +18,6 @@ from .wire import wired
 PID = "SELECT pg_backend_pid()"
 
 
-# ---- results
-
-
 async def test_fetch(make_scope: Any) -> None:
     """All rows, or an empty list."""
     async with make_scope() as scope, scope.acquire() as db:
@@ -74,9 +71,6 @@ async def test_errors_are_psycopg2s(make_scope: Any) -> None:
         assert await db.fetchval(PID) == pid
 
 
-# ---- many
-
-
 async def test_executemany(make_scope: Any, database: Database) -> None:
     """Each of many parameters is written, in order, from any iterable and over many batches."""
     database.sql("CREATE TABLE things (id serial, n int)")
@@ -115,9 +109,6 @@ async def test_executemany_inside_a_transaction(make_scope: Any, database: Datab
         with pytest.raises(psycopg2.errors.UniqueViolation):
             await tx.executemany("INSERT INTO things VALUES (%s)", [(1,), (100,)])
     assert database.sql("SELECT n FROM things") == [(100,)]
-
-
-# ---- C1: the server ends a statement
 
 
 async def by_statement_timeout(db: Any, database: Database) -> Any:
@@ -228,9 +219,6 @@ async def test_a_silent_network(make_scope: Any, database: Database) -> None:
                 with pytest.raises(QueryTimeout, match="nor since"):
                     await db.fetchval("SELECT 1")
             wire.frozen = False
-
-
-# ---- a real cancellation, and two tasks
 
 
 async def test_a_real_cancellation_stays_one(make_scope: Any, database: Database) -> None:

@@ -45,9 +45,6 @@ async def test_rows(make_scope: Any) -> None:
         assert [row async for row in db.stream(NUMBERS, (2,))] == [{"n": 1}, {"n": 2}]
 
 
-# ---- ending early
-
-
 async def _with_cursor(db: Any) -> None:
     async with db.cursor() as cursor:
         await cursor.execute("INSERT INTO things VALUES (1)")
@@ -125,9 +122,6 @@ async def test_another_statement_meanwhile(make_scope: Any) -> None:
                     with pytest.raises(ConnectionBusy, match="stream"):
                         await other
         assert seen == list(range(1, 26))
-
-
-# ---- errors
 
 
 async def test_an_error_in_the_middle(make_scope: Any) -> None:
@@ -209,9 +203,6 @@ async def test_a_connection_that_dies(make_scope: Any, database: Database) -> No
                     await until(lambda: db.closed)
 
 
-# ---- inside a transaction
-
-
 async def test_interleaved_with_other_statements(make_scope: Any, database: Database) -> None:
     """Inside transaction() a stream and other statements share the connection."""
     database.sql("CREATE TABLE things AS SELECT n, false AS seen FROM generate_series(1, 50) n")
@@ -239,9 +230,6 @@ async def test_two_streams_inside_a_transaction(make_scope: Any) -> None:
     async with make_scope() as scope, scope.transaction() as tx:
         first, second = tx.stream(NUMBERS, (20,), size=3), tx.stream(NUMBERS, (20,), size=4)
         assert [(await anext(first), await anext(second)) for _ in range(20)] == [((n,), (n,)) for n in range(1, 21)]
-
-
-# ---- after its lease (C13)
 
 
 async def test_after_release(make_scope: Any, database: Database) -> None:

@@ -48,9 +48,6 @@ def dead_port() -> int:
         return int(server.getsockname()[1])
 
 
-# ---- names
-
-
 def resolve(monkeypatch: Any, answer: Callable[..., Any]) -> None:
     """Let names be resolved by ``answer``, in a thread. uvloop does not use Python's resolver."""
     monkeypatch.setattr(socket, "getaddrinfo", answer)
@@ -121,9 +118,6 @@ async def test_every_address_of_a_name_is_tried(database: Database, monkeypatch:
             assert await ask(link, "SELECT 1") == 1
 
 
-# ---- several hosts
-
-
 async def test_a_dead_first_host(database: Database, dead_port: int) -> None:
     """With the first host dead the second is used, and asked first from then on (C6)."""
     with wired(database) as wire:
@@ -155,9 +149,6 @@ async def test_all_hosts_dead(dead_port: int) -> None:
     assert f"127.0.0.1:{dead_port}" in message
     assert f"127.0.0.2:{dead_port}" in message
     assert "secret" not in message
-
-
-# ---- roles
 
 
 async def test_a_primary_is_a_primary(dsn: str) -> None:
@@ -200,9 +191,6 @@ async def test_the_role_of_a_server_that_does_not_tell(database: Database, rows:
         async with linked(wire.dsn, rows=rows, options="-c search_path=public,pg_catalog") as link:
             assert await link.is_standby()
             assert wire.queries == ["SELECT pg_is_in_recovery()"]
-
-
-# ---- TLS
 
 
 async def test_prefer_against_a_server_without_tls(tcp_server: EmbeddedPostgres) -> None:

@@ -38,9 +38,6 @@ def things(database: Database) -> list[int]:
     return [n for (n,) in database.sql("SELECT n FROM things ORDER BY n")]
 
 
-# ---- the outermost
-
-
 async def test_commit(make_scope: Any, database: Database) -> None:
     """What a block wrote is seen by others at its end, and not before."""
     async with make_scope() as scope, scope.acquire() as db:
@@ -133,9 +130,6 @@ async def test_a_wrong_isolation(make_scope: Any) -> None:
             db.transaction(isolation="snapshot; DROP TABLE things")
 
 
-# ---- C14: a failed transaction is never committed in silence
-
-
 async def test_commit_of_a_failed_transaction(make_scope: Any, database: Database) -> None:
     """A swallowed SQL error makes the end of the block a TransactionFailed: nothing was written (C14)."""
     async with make_scope() as scope, scope.acquire() as db:
@@ -199,9 +193,6 @@ async def test_a_connection_lost_inside(make_scope: Any, database: Database) -> 
     assert things(database) == []
 
 
-# ---- savepoints
-
-
 async def test_nesting(make_scope: Any, database: Database) -> None:
     """A block inside a block is a savepoint: undone alone, or kept."""
     async with make_scope() as scope, scope.transaction() as tx:
@@ -251,9 +242,6 @@ async def test_inside_a_begin_of_ones_own(make_scope: Any, database: Database) -
         assert db.in_transaction
         await db.execute("ROLLBACK")
     assert things(database) == []
-
-
-# ---- use and misuse
 
 
 async def test_outside_of_its_block(make_scope: Any) -> None:
