@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import enum
 from collections import OrderedDict, deque
-from statistics import median_high
 from typing import Generic, TypeVar
 
 __all__ = ("Gate", "Outcome", "Slot", "SlotState", "Waiter")
@@ -386,7 +385,8 @@ class Gate(Generic[L]):
     def _normal_wait(self, now: float, floor: float) -> float:
         if now >= self._target_until:
             leases = [*self._recent, *(now - slot.since for slot in self.slots if slot.state is LENT)]
-            self._target = max(floor, NORMAL_WAIT_IN_LEASES * median_high(leases)) if leases else floor
+            leases.sort()
+            self._target = max(floor, NORMAL_WAIT_IN_LEASES * leases[len(leases) // 2]) if leases else floor
             self._target_until = now + TARGET_CACHED
         return self._target
 

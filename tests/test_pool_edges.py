@@ -10,6 +10,7 @@ from aiohttp import web
 
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope import janitor
+from aiohttp_poolscope.driver import IDLE
 
 from . import clients
 from .conftest import DEADLINE, Serve, until
@@ -48,6 +49,25 @@ async def test_a_stray_task_on_raw(dsn: str, serve: Serve) -> None:
         assert stray[0].cancelled() or stray[0].exception() is not None
         assert await served.get("/other") == (200, "42")
         assert (scope.stats().in_use, scope.stats().repairing, scope.stats().abandoned) == (0, 0, 1)
+
+
+async def test_a_stray_task_on_raw_in_its_last_tick(make_scope: Any) -> None:
+    """Released in the tick in which a stray task's result is there and not yet fetched, a connection is not clean."""
+    async with make_scope(maxsize=1) as scope:
+        db = await scope.acquire()
+        link = db._link
+        cursor = await db.raw.cursor()
+        stray = asyncio.ensure_future(cursor.execute("SELECT 1"))
+        await asyncio.sleep(0)
+        end = time.monotonic() + DEADLINE
+        while not link.aio._waiter.done():
+            assert time.monotonic() < end
+            await asyncio.sleep(0)
+        assert link.status == IDLE
+        db.release()
+        assert await scope.fetchval("SELECT 42") == 42
+        await asyncio.wait([stray])
+        assert scope._pool.gate.violations() == []
 
 
 async def test_expire_while_a_connection_is_being_opened(make_scope: Any) -> None:
