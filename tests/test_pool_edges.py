@@ -57,7 +57,7 @@ async def test_a_stray_task_on_raw_in_its_last_tick(make_scope: Any) -> None:
         db = await scope.acquire()
         link = db._link
         cursor = await db.raw.cursor()
-        stray = asyncio.ensure_future(cursor.execute("SELECT 1"))
+        stray = asyncio.ensure_future(cursor.execute("SELECT pg_sleep(0.1)"))
         await asyncio.sleep(0)
         end = time.monotonic() + DEADLINE
         while not link.aio._waiter.done():
