@@ -75,6 +75,8 @@ class Opener:
             slot = Slot(await pool.driver.open())
             if pool.config.on_connect is not None:
                 await self._run_connect_hook(slot)
+                if pool.gate.closed:  # the hook swallowed its cancellation: nobody would close this connection any more
+                    raise asyncio.CancelledError
         except BaseException:
             if slot is not None:
                 slot.link.close()

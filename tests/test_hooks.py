@@ -160,6 +160,22 @@ async def test_a_repair_that_swallows_its_cancellation(
     await until(lambda: not pool._tasks, "the end of the hook")
 
 
+async def test_an_opener_that_swallows_its_cancellation(
+    dsn: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """on_connect that holds on to its cancellation cannot hang the shutdown; its connection is closed in the end."""
+    monkeypatch.setattr(pool_module, "CLOSE_LIMIT", 0.1)
+    stubborn = Stubborn()
+    settings: dict[str, Any] = {"connect_at_start": False, "drain_grace": 0.05, "drain_timeout": 0.1}
+    scope = poolscope.PoolScope(dsn, maxsize=1, on_connect=stubborn, **settings)
+    async with _running(scope, stubborn):
+        pool = scope._running()
+        await stubborn.inside.wait()
+    assert stubborn.swallowed
+    assert "poolscope db: opener does not end" in caplog.text
+    await until(lambda: not pool._tasks, "the end of the hook")
+
+
 async def cancelled_by_the_server(db: Any) -> None:
     """A statement on raw that the server cancels: aiopg raises that as a CancelledError."""
     # aiopg also complains to the loop, each time.

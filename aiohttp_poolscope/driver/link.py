@@ -195,7 +195,7 @@ class Link:
         aio = self.aio
         if self.busy:
             raise ConnectionBusy(BUSY)
-        if self.cancelling is not None or self.raw.isexecuting():
+        if not self.closed and (self.cancelling is not None or self.raw.isexecuting()):
             await self.settle()
         aio._waiter = waiter = self._loop.create_future()
         self.running_since = time.monotonic()
