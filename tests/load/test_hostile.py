@@ -223,6 +223,7 @@ async def test_an_overload_is_over_when_it_is_over(dsn: str, database: Database,
     print(len(clients), took, dict(in_time), in_time[200] / took / capacity)
 
 
+@pytest.mark.usefixtures("many_descriptors")
 async def test_a_socket_for_every_waiter_and_more(dsn: str, serve: Serve, database: Database, connect: Connect) -> None:
     """Above a thousand open sockets, statements and their errors work as ever."""
 
