@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import TYPE_CHECKING, Any
 
+import psycopg2
 import pytest
 
 import aiohttp_poolscope as poolscope
@@ -74,3 +76,21 @@ async def test_strict_refuses_to_start(make_scope: Any) -> None:
     with pytest.raises(poolscope.ConfigError, match="budget_strict"):
         async with make_scope(maxsize=60, processes=10, budget_strict=True):
             pass
+
+
+async def test_what_others_use_counts(make_scope: Any, dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Connections of other roles or databases are not there to be had; those of our own may be ours."""
+    others = [psycopg2.connect(dsn, dbname="postgres") for _ in range(3)]
+    ours = psycopg2.connect(dsn)
+    try:
+        async with make_scope(maxsize=10, processes=1000):
+            pass
+    finally:
+        for each in (*others, ours):
+            each.close()
+    (said,) = [record.getMessage() for record in caplog.records if "in use by others" in record.getMessage()]
+    in_use = int(re.search(r"(\d+) in use by others", said)[1])
+    available = int(re.search(r"the server has (\d+) to give", said)[1])
+    total, reserved = map(int, re.search(r"max_connections (\d+), (\d+) of them", said).groups())
+    assert in_use >= 3
+    assert available == total - reserved - in_use
