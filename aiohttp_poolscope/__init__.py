@@ -15,7 +15,7 @@ from .errors import (
     ShuttingDown,
     TransactionFailed,
 )
-from .marks import eager, lazy, no_connection, transactional
+from .marks import eager, lazy, no_connection, replica, transactional
 from .scope import PoolScope, setup
 from .statements import Stream, Transaction
 from .stats import HistogramSnapshot, Lease, PoolStats
@@ -47,6 +47,7 @@ __all__ = (
     "eager",
     "lazy",
     "no_connection",
+    "replica",
     "setup",
     "transactional",
 )

@@ -9,18 +9,18 @@ import os
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeVar
+from typing import Any, Literal, NoReturn, Self, TypeVar
+
+from yarl import URL
 
 from .dsn import LIBPQ, Host, Parameters, did_you_mean, libpq_text, parse, resolve, with_target
 from .errors import ConfigError
 from .kinds import BOOLEANS, Kind, choice, either, flag, function, seconds, share, text, whole
 
-if TYPE_CHECKING:
-    from yarl import URL
-
 T = TypeVar("T")
 
 Password = str | Callable[[], str | Awaitable[str]] | None
+Source = Callable[[], "str | URL | Awaitable[str | URL]"] | None
 Hook = Callable[[Any], Awaitable[object]] | None
 
 # PostgreSQL cuts names at 63 bytes. A key of 48 leaves room for "@", ":", any pid, and some host.
@@ -75,6 +75,10 @@ class PoolConfig:
     """The servers, in the order in which they are tried."""
     params: Mapping[str, str] = field(default_factory=Parameters, hash=False)
     """libpq's parameters to hand on (user, dbname, sslmode, ...), without the password."""
+    given: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
+    """The keyword arguments, where there is a ``source``: they win over what it says."""
+    source: Source = field(default=None, repr=False)
+    """A function asked for the DSN at every connect: ``hosts``, ``params`` and ``password`` are then what it says."""
     password: Password = setting(None, _PASSWORD, show=False)
     """The password, or a function asked for it at every connect. None: ``~/.pgpass``, as in libpq."""
     target: Literal["primary", "standby", "prefer-standby", "any"] = setting(
@@ -83,6 +87,8 @@ class PoolConfig:
     """With several hosts: which role to look for."""
     connect_timeout: float = setting(5.0, seconds())
     """One attempt to connect, name resolution included."""
+    readonly: bool = setting(default=False, kind=flag())
+    """Sessions that begin every transaction READ ONLY: for replicas, and for whoever should only read."""
     application_name: str | None = setting(None, text(optional=True, max_bytes=_NAME_BYTES))
     """The name in pg_stat_activity. None: ``default_application_name``."""
 
@@ -177,18 +183,30 @@ class PoolConfig:
         raise TypeError("a PoolConfig is not pickled: it holds the password")
 
     @classmethod
-    def build(cls, dsn: str | URL | None = None, /, **settings: Any) -> Self:
+    def build(cls, dsn: str | URL | Source = None, /, **settings: Any) -> Self:
         """Combine keyword arguments, DSN, service file and PG* variables; the first to name a thing wins.
 
         Args:
             dsn: A ``postgresql://`` URL, also as yarl.URL; libpq's ``name=value`` form; or None. Every
-                setting that can be written as text may stand in it: ``...?maxsize=20``.
+                setting that can be written as text may stand in it: ``...?maxsize=20``. Or a function, also async,
+                that returns one and is asked at every connect; such a one says where to connect and as whom, only.
             settings: The pool's, and libpq's own: ``sslmode="require"``.
 
         Raises:
             ConfigError: A setting is unknown, wrong, or contradicts another.
         """
-        return cls._build(dsn, _given(settings), os.environ)
+        given = _given(settings)
+        if callable(dsn):
+            return cls._build(None, given, os.environ, source=dsn)
+        return cls._build(dsn, given, os.environ)
+
+    def at(self, dsn: str | URL) -> PoolConfig:
+        """A copy that connects to where ``dsn`` says, which ``source`` has returned. Raises ConfigError."""
+        if not isinstance(dsn, (str, URL)):
+            raise ConfigError(f"the DSN function must return a string or a yarl.URL, not {type(dsn).__name__}")
+        if elsewhere := sorted(parse(dsn, SETTINGS).keys() & SETTINGS.keys() - {"password", "target"}):
+            raise ConfigError(f"the DSN function returned {', '.join(elsewhere)}: give these as keyword arguments")
+        return self._build(dsn, self.given, os.environ, source=self.source)
 
     @classmethod
     def from_env(cls, prefix: str = "DB_", environ: Mapping[str, str] | None = None, **settings: Any) -> Self:
@@ -210,7 +228,9 @@ class PoolConfig:
         return cls._build(dsn, {**with_target(found), **given}, environ)
 
     @classmethod
-    def _build(cls, dsn: str | URL | None, given: Mapping[str, Any], environ: Mapping[str, str]) -> Self:
+    def _build(
+        cls, dsn: str | URL | None, given: Mapping[str, Any], environ: Mapping[str, str], source: Source = None
+    ) -> Self:
         keywords = {name: libpq_text(name, given[name]) for name in given if name in LIBPQ}
         address = resolve(dsn, keywords, environ, SETTINGS.keys())
         values: dict[str, Any] = {"processes": _default_processes(environ)}
@@ -218,7 +238,7 @@ class PoolConfig:
             if name not in given:
                 values[name] = SETTINGS[name].read(name, written)
         values |= {name: value for name, value in given.items() if name in SETTINGS}
-        return cls(hosts=address.hosts, params=address.params, **values)
+        return cls(hosts=address.hosts, params=address.params, source=source, given=given if source else {}, **values)
 
     def default_application_name(self, hostname: str, pid: int) -> str:
         """Return ``<key>@<host>:<pid>``, the host cut so that the whole is at most 63 bytes."""
@@ -240,6 +260,8 @@ _CONTRADICTIONS: Mapping[str, Callable[[PoolConfig], bool]] = {
     "be another client's": lambda its: its.pgbouncer and its.reset == "full",
     "options cannot be had with pgbouncer=True: PgBouncer refuses startup options; set them for the "
     "role or the database": lambda its: its.pgbouncer and "options" in its.params,
+    "readonly cannot be had with pgbouncer=True: it would have to live in the session; use "
+    "'ALTER ROLE ... SET default_transaction_read_only = on'": lambda its: its.pgbouncer and its.readonly,
     "hosts must name at least one host": lambda its: not its.hosts,
 }
 

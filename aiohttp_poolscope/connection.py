@@ -104,7 +104,7 @@ class ScopedConnection(Statements):
         self.task: Any = None
         self.running = True
         self.reported = False
-        self.where: tuple[Any, int] | None = None
+        self.where: tuple[tuple[Any, int], ...] | None = None
 
     def acquire(self, timeout: float | None = None) -> Acquisition:
         """Borrow now, waiting ``timeout`` seconds at most (default: ``acquire_timeout``).
@@ -168,7 +168,7 @@ class ScopedConnection(Statements):
                 "give each task its own with scope.acquire()"
             )
         self._borrowing = True
-        self.where = _caller()
+        self.where = _callers(every=self._pool.config.stacks)
         try:
             await self._pool.borrow(self, timeout)
         finally:
@@ -188,6 +188,9 @@ class ScopedConnection(Statements):
         """Give the connection back, whatever state it is in."""
         slot = self._slot
         if slot is not None:
+            if self.reported:
+                self.reported = False
+                self._pool.came_late(slot, self)
             self._slot = self._link = None
             self._depth = 0
             self._streaming = NOT_STREAMING
@@ -390,9 +393,16 @@ class ScopedCursor:
         self.close()
 
 
-def _caller() -> tuple[Any, int] | None:
-    """The nearest line outside of this package: code object and number, put into words only when asked for."""
-    frame = sys._getframe(2)
+def _callers(*, every: bool) -> tuple[tuple[Any, int], ...] | None:
+    """The lines outside of this package that led here, as code object and number: the nearest, or each of them.
+
+    They are put into words only when somebody asks.
+    """
+    frame: Any = sys._getframe(2)
     while frame is not None and frame.f_globals.get("__package__") == __package__:
-        frame = frame.f_back  # type: ignore[assignment]
-    return None if frame is None else (frame.f_code, frame.f_lineno)
+        frame = frame.f_back
+    found = []
+    while frame is not None:
+        found.append((frame.f_code, frame.f_lineno))
+        frame = frame.f_back if every else None
+    return tuple(found) or None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from .errors import QueryTimeout
 from .leases import describe
+from .targets import SEEK_EVERY
 
 if TYPE_CHECKING:
     from .connection import ScopedConnection
@@ -39,6 +40,7 @@ class Janitor:
         self._rush = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._housekeeping = 0.0
+        self._seeking = 0.0
 
     def start(self) -> None:
         """Begin."""
@@ -80,6 +82,9 @@ class Janitor:
             self._housekeeping = now
             for slot in pool.gate.idle_slots():
                 self._look_at_idle(slot, now)
+            if now - self._seeking >= SEEK_EVERY and not all(slot.link.first_choice for slot in pool.gate.slots):
+                self._seeking = now
+                pool.spawn(pool.seek(), "seek")
         pool.attend()
 
     def _look_at_lease(self, slot: Slot[Link], db: ScopedConnection, now: float) -> None:
@@ -114,7 +119,7 @@ class Janitor:
             pool.drop(slot)
         elif _longer(now - slot.since, config.keepalive):
             pool.gate.repair(slot, now)
-            pool.spawn(pool.check(slot), "keepalive")
+            pool.repairs.check(slot, "keepalive")
 
 
 def _longer(age: float, limit: float | None) -> bool:

@@ -28,6 +28,7 @@ def describe(db: ScopedConnection, held: float) -> Lease:
         task=None if db.task is None else db.task.get_name(),
         held=held,
         where=_where(db),
+        stack=_stack(db) if db._pool.config.stacks else None,
     )
 
 
@@ -40,8 +41,7 @@ def request_id(request: Any) -> str | None:
 def _where(db: ScopedConnection) -> str | None:
     """The line that borrowed; the handler itself if the middleware did it."""
     if db.where is not None:
-        code, line = db.where
-        return f"{code.co_filename}:{line} in {code.co_qualname}"
+        return _line(*db.where[0])
     handler = getattr(db.route, "handler", None)
     if handler is None:
         return None
@@ -50,3 +50,19 @@ def _where(db: ScopedConnection) -> str | None:
     name = getattr(handler, "__qualname__", repr(handler))
     code = getattr(handler, "__code__", None)
     return name if code is None else f"{code.co_filename}:{code.co_firstlineno} in {name}"
+
+
+def _stack(db: ScopedConnection) -> tuple[str, ...]:
+    """What led to the borrow, outermost first; where the handler stands now if the middleware borrowed for it."""
+    if db.where is not None:
+        return tuple(_line(code, line) for code, line in reversed(db.where))
+    lines = []
+    awaited: Any = None if db.task is None else db.task.get_coro()
+    while (frame := getattr(awaited, "cr_frame", None)) is not None:
+        lines.append(_line(frame.f_code, frame.f_lineno))
+        awaited = awaited.cr_await
+    return tuple(lines)
+
+
+def _line(code: Any, number: int) -> str:
+    return f"{code.co_filename}:{number} in {code.co_qualname}"

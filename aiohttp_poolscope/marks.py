@@ -12,7 +12,7 @@ from .statements import ISOLATIONS, Isolation
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ("Mark", "eager", "lazy", "mark_of", "no_connection", "transactional")
+__all__ = ("Mark", "eager", "lazy", "mark_of", "no_connection", "replica", "transactional")
 
 H = TypeVar("H")
 
@@ -25,6 +25,7 @@ class Mark:
 
     acquire: Literal["none", "lazy", "eager"] | None = None
     transaction: dict[str, Any] | None = None
+    replica: bool = False
 
 
 def no_connection(handler: H) -> H:
@@ -35,6 +36,11 @@ def no_connection(handler: H) -> H:
 def lazy(handler: H) -> H:
     """Borrow at the first use, not before the handler."""
     return _marked(handler, acquire="lazy")
+
+
+def replica(handler: H) -> H:
+    """This handler only reads, and may be served by the replica that ``scope.read_from()`` names."""
+    return _marked(handler, replica=True)
 
 
 def eager(handler: H) -> H:
@@ -74,7 +80,11 @@ def mark_of(handler: Any, method: str) -> Mark:
     if isinstance(handler, type):
         of_method = getattr(getattr(handler, method.lower(), None), ATTRIBUTE, None)
         if of_method is not None:
-            return Mark(of_method.acquire or mark.acquire, of_method.transaction or mark.transaction)
+            return Mark(
+                of_method.acquire or mark.acquire,
+                of_method.transaction or mark.transaction,
+                of_method.replica or mark.replica,
+            )
     return mark
 
 

@@ -1,7 +1,7 @@
 """Pool: the asynchronous shell around the gate.
 
-The gate decides, the pool acts: it lends and takes back, repairs and checks connections in tasks of its own, and has
-an opener, a janitor and a drain. A borrower never waits inside the driver, and nothing it does while it is cancelled
+The gate decides, the pool acts: it lends and takes back, and has repairs, an opener, a janitor and a drain in tasks of
+its own. A borrower never waits inside the driver, and nothing it does while it is cancelled
 touches a connection: either the connection is lent to it, or the gate still has it.
 """
 
@@ -13,18 +13,17 @@ import os
 import random
 import socket
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import hooks
 from .breaker import Breaker
 from .budget import LIMITS, Limits, overdrawn
 from .connection import ScopedConnection
 from .drain import Drain
-from .driver import IDLE, DatabaseError, Driver
+from .driver import Driver
 from .errors import (
     ClientGone,
     ConfigError,
-    ConnectionReleased,
     DatabaseUnavailable,
     PoolExhausted,
     PoolScopeError,
@@ -32,26 +31,29 @@ from .errors import (
     ShuttingDown,
 )
 from .gate import Gate, Outcome, Slot, SlotState, Waiter
-from .janitor import Janitor
+from .janitor import SILENCE_MARGIN, Janitor
 from .leases import describe
 from .opener import Opener
+from .repairs import Repairs
 from .stats import Histogram, Lease, PoolStats
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
     from .config import PoolConfig
     from .driver import Link
 
 __all__ = ("Pool",)
 
+T = TypeVar("T")
+
 logger = logging.getLogger("aiohttp_poolscope")
 
-PING_LIMIT = 1.0
-"""Seconds that a connection has to answer a ping; it is counted in the borrower's ``acquire_timeout``."""
+DEMOTION_PAUSE = 1.0
+"""Seconds before a standby's connections are replaced once more because of a write."""
 
-REPAIR_LIMIT = 5.0
-"""Seconds that a returned connection has to be rolled back and reset; longer than that, a new one is cheaper."""
+STALLED = 60.0
+"""Seconds without any connection coming back that are suspicious where statements have no limit."""
 
 CLOSE_LIMIT = 1.0
 """Seconds that aiopg has to end a pool without connections: it has nothing to wait for."""
@@ -94,8 +96,9 @@ class Pool:
         )
         self.breaker = Breaker(config.breaker_failures, config.breaker_reset)
         name = config.application_name or config.default_application_name(socket.gethostname(), os.getpid())
-        self.driver = Driver(config, name)
+        self.driver = Driver(config, name, self._demoted)
         self.opener = Opener(self)
+        self.repairs = Repairs(self)
         self.janitor = Janitor(self)
         self.drain = Drain(self)
         self.wait = Histogram()
@@ -107,6 +110,7 @@ class Pool:
         self._loop = asyncio.get_running_loop()
         # What every returned connection gets, so that none can go straight to the next.
         self.expired_at = float("-inf")
+        self._demoted_at = float("-inf")
         self.owner = asyncio.current_task()
         self._always_repair = config.reset != "rollback" or config.on_release is not None
 
@@ -159,7 +163,7 @@ class Pool:
         except TimeoutError:
             logger.warning("pool %r: aiopg still counts connections that nobody has", self.key)
 
-    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    def spawn(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
         """Run ``work`` in a task that ``stop`` knows of."""
         task = self._loop.create_task(work, name=f"poolscope {self.key}: {name}")
         self._tasks.add(task)
@@ -265,66 +269,12 @@ class Pool:
             self.gate.give(slot, now)
         else:
             self.gate.repair(slot, now)
-            self.spawn(self._repair(slot), "repair")
+            self.repairs.begin(slot)
 
-    async def _repair(self, slot: Slot[Link]) -> None:
-        await self._restore(slot, self._mend(slot), REPAIR_LIMIT)
-
-    async def check(self, slot: Slot[Link]) -> None:
-        """Ping a connection that was idle; the gate has set it aside."""
-        await self._restore(slot, slot.link.ping(), PING_LIMIT)
-        if slot.state is SlotState.GONE:
-            # A network that is silent is silent for all: they are asked together, not one after the other.
-            now = time.monotonic()
-            for other in self.gate.idle_slots():
-                if now - other.since > self.config.check_after_idle:
-                    self.gate.repair(other, now)
-                    self.spawn(self.check(other), "check")
-            self.attend()
-
-    async def _restore(self, slot: Slot[Link], work: Coroutine[Any, Any, None], limit: float) -> None:
-        """Do ``work`` on a connection that the gate has set aside; afterwards it is free again, or gone."""
-        sound = False
-        try:
-            async with asyncio.timeout(limit):
-                await work
-            sound = slot.link.clean and time.monotonic() < slot.expires
-        except (DatabaseError, PoolScopeError, TimeoutError) as error:
-            logger.info("pool %r: a connection is closed: %s", self.key, error)
-        finally:
-            if sound and not self.gate.closed:
-                self.gate.give(slot, time.monotonic())
-            else:
-                self.drop(slot)
-            self.attend()
-
-    async def _mend(self, slot: Slot[Link]) -> None:
-        """Whatever a returned connection needs to be as new. It is left as it is where that is not worth it."""
-        link = slot.link
-        if link.busy:  # somebody the lease was not known to still waits for a statement
-            self.abandoned += 1
-            link.fail(ConnectionReleased("the request ended while a statement of a task it left behind was running"))
-        if link.closed or time.monotonic() >= slot.expires:
-            self.dead += link.closed
-            return
-        if not link.clean:
-            if link.status != IDLE or link.cancelling is not None:
-                self.repaired += 1
-            if link.raw.isexecuting():
-                self.abandoned += 1
-            await link.settle()
-            if not link.closed and link.status != IDLE:
-                await link.run(link.cursor(), "ROLLBACK")
-        await self._reset(slot)
-
-    async def _reset(self, slot: Slot[Link]) -> None:
-        config, link = self.config, slot.link
-        if config.on_release is not None:
-            await hooks.run(self, config.on_release, slot)
-        if config.reset != "rollback" and not link.closed:
-            await link.run(link.cursor(), "DISCARD ALL" if config.reset == "full" else config.reset)
-            if config.reset == "full" and config.on_connect is not None:
-                await hooks.run(self, config.on_connect, slot)
+    def came_late(self, slot: Slot[Link], db: ScopedConnection) -> None:
+        """A lease that was reported as a leak has ended after all."""
+        held = time.monotonic() - slot.since
+        logger.warning("pool %r: a connection came back after %.1f s: %r", self.key, held, describe(db, held))
 
     def drop(self, slot: Slot[Link]) -> None:
         """Close a connection and free its room. Harmless when it is gone already."""
@@ -348,17 +298,42 @@ class Pool:
             if slot.link.closed:
                 self.bury(slot)
             else:
-                self.spawn(self.check(slot), "check")
+                self.repairs.check(slot)
         self.opener.attend()
 
     def expire(self) -> None:
         """Replace every connection as it comes back."""
         self.expired_at = time.monotonic()
-        for slot in self.gate.slots:
+        self._replace(lambda _: True)
+
+    def _replace(self, chosen: Callable[[Link], bool]) -> None:
+        for slot in [slot for slot in self.gate.slots if chosen(slot.link)]:
             slot.expires = float("-inf")
-        for slot in self.gate.idle_slots():
-            self.drop(slot)
+            if slot.state is SlotState.IDLE:
+                self.drop(slot)
         self.attend()
+
+    def _demoted(self, link: Link) -> None:
+        """A write has met a standby: replace every connection to it, and try its host last."""
+        now, target = time.monotonic(), link.target
+        # Where only a standby is left, each write would have its connections replaced.
+        if now - self._demoted_at >= DEMOTION_PAUSE:
+            self._demoted_at = now
+            logger.warning("pool %r: %s is a standby now; its connections are replaced", self.key, target)
+            self.driver.avoid(target)
+            self._replace(lambda other: other.target == target)
+
+    async def seek(self) -> None:
+        """While only a server of the other role answered: look for the preferred one, and go back to it."""
+        if await self.driver.first_choice_answers():
+            logger.info("pool %r: there is a %s again", self.key, self.config.target.removeprefix("prefer-"))
+            self._replace(lambda link: not link.first_choice)
+
+    def stalled(self) -> bool:
+        """Whether no connection has come back, or was opened, for longer than a statement may take."""
+        limit = self.config.statement_timeout or STALLED
+        last = max((slot.used for slot in self.gate.slots), default=float("-inf"))
+        return time.monotonic() - last > limit + SILENCE_MARGIN
 
     def lifetime_end(self, begun: float) -> float:
         """When a connection is too old: ``max_lifetime``, up to 10 % less so that not all end at once."""

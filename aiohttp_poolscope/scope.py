@@ -3,43 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import contextvars
-import random
-import time
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+import inspect
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import hdrs, web
 
 from .answers import answer, only_ours
 from .config import PoolConfig
-from .connection import Acquisition, ScopedConnection
+from .connection import ScopedConnection
+from .direct import Direct, State, current
 from .driver import DatabaseError, cancelled_by_server, sqlstate
-from .errors import ClientGone, DatabaseUnavailable, PoolScopeError, QueryTimeout, ShuttingDown
+from .errors import ClientGone, ConfigError, DatabaseUnavailable, PoolScopeError, QueryTimeout
 from .marks import Mark, mark_of
 from .pool import Pool
-from .stats import Lease, PoolStats
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Callable
 
     from aiohttp.abc import AbstractMatchInfo
     from aiohttp.typedefs import Handler
+    from yarl import URL
 
-    from .statements import Isolation, Transaction
+    from .config import Source
 
 __all__ = ("PoolScope", "ScopeKey", "State", "setup")
 
-T = TypeVar("T")
-State = Literal["starting", "serving", "draining", "closed"]
-
-RETRIABLE = frozenset({"40001", "40P01"})
-"""serialization_failure and deadlock_detected: the same transaction may succeed when it is run again."""
-
-LONGEST_PAUSE = 1.0
-"""Seconds: the upper limit of the random pause before a transaction is run again."""
-
-_current: contextvars.ContextVar[ScopedConnection | None] = contextvars.ContextVar("poolscope_current", default=None)
+OUT_OF_RESOURCES = "53"
+"""SQLSTATE class 53: disk full, out of memory, too many connections. The statement is not at fault."""
 
 
 class ScopeKey(web.RequestKey[ScopedConnection]):
@@ -59,14 +49,15 @@ class ScopeKey(web.RequestKey[ScopedConnection]):
         return self is other or other == self.name or (isinstance(other, ScopeKey) and other.name == self.name)
 
 
-class PoolScope:
+class PoolScope(Direct):
     """One pool of PostgreSQL connections for one application, and a connection for each of its requests.
 
-    ``dsn`` is a URL, libpq's ``key=value`` form, or None (libpq's ``PG*`` variables and service file). ``settings``
-    are those of PoolConfig. Raises ConfigError, with the setting's name, for whatever cannot be right.
+    ``dsn`` is a URL, libpq's ``key=value`` form, None (libpq's ``PG*`` variables and service file), or a function (also
+    async) that is asked for one at every connect. ``settings`` are those of PoolConfig. Raises ConfigError, with the
+    setting's name, for whatever cannot be right.
     """
 
-    def __init__(self, dsn: str | None = None, /, **settings: Any) -> None:
+    def __init__(self, dsn: str | URL | Source = None, /, **settings: Any) -> None:
         self._set_config(PoolConfig.build(dsn, **settings))
 
     @classmethod
@@ -85,6 +76,8 @@ class PoolScope:
         self._starting: asyncio.Lock
         self._hooked: web.Application | None = None
         self._marks: dict[tuple[Any, str], Mark] = {}
+        self._replica: PoolScope | None = None
+        self._reads: Callable[[web.Request], bool] | None = None
 
     def __repr__(self) -> str:
         stats = self.stats()
@@ -99,6 +92,21 @@ class PoolScope:
         app.cleanup_ctx.append(self.cleanup_ctx)
         self._hook_shutdown(app)
         return self
+
+    def read_from(self, replica: PoolScope, when: Callable[[web.Request], bool] | None = None) -> None:
+        """Serve reads from another scope: one with ``readonly=True`` and ``target="prefer-standby"``, say.
+
+        Handlers marked ``@poolscope.replica``, and requests for which ``when(request)`` is true, get their
+        ``request["db"]`` from ``replica``; from this scope itself while that one is not running or its database is
+        away. It has to be set up in the application, too. A replica is behind: what was just written may be missing.
+
+        Raises ConfigError when ``replica`` is not another scope, or ``when`` not a function.
+        """
+        if not isinstance(replica, PoolScope) or replica is self or replica.config.key == self.config.key:
+            raise ConfigError(f"read_from(replica={replica!r}): must be another PoolScope, with a key of its own")
+        if when is not None and (not callable(when) or inspect.iscoroutinefunction(when)):
+            raise ConfigError(f"read_from(when={when!r}): must be a plain function of one argument, the request")
+        self._replica, self._reads = replica, when
 
     async def cleanup_ctx(self, app: web.Application) -> AsyncIterator[None]:
         """Open the pool, and at the end drain and close it. For ``app.cleanup_ctx``."""
@@ -130,17 +138,6 @@ class PoolScope:
         if self._pool is not None:
             self._pool.drain.begin()
 
-    def expire(self) -> None:
-        """Replace every connection as it comes back: after a change of passwords, roles or the primary."""
-        self._running().expire()
-
-    @property
-    def state(self) -> State:
-        """``starting`` until the pool is open, ``serving``, ``draining`` once the shutdown began, then ``closed``."""
-        if self._pool is None:
-            return "closed" if self._ran else "starting"
-        return "draining" if self._pool.drain.begun else "serving"
-
     def _hook_shutdown(self, app: web.Application) -> None:
         if self._hooked is not app:
             self._hooked = app
@@ -149,19 +146,6 @@ class PoolScope:
 
     async def _on_shutdown(self, _app: web.Application) -> None:
         self.begin_drain()
-
-    def _running(self) -> Pool:
-        if self._pool is None:
-            raise self._not_serving()
-        return self._pool
-
-    def _not_serving(self) -> PoolScopeError:
-        if self._pool is not None or self._ran:
-            return ShuttingDown(f"pool {self.config.key!r} is shutting down or closed")
-        return PoolScopeError(
-            f"pool {self.config.key!r} is not started: use scope.setup(app), or append scope.cleanup_ctx to "
-            "app.cleanup_ctx, and run the application"
-        )
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -173,11 +157,12 @@ class PoolScope:
         around = request.get(self.key) if len(request) else None
         # Unmatched, or attached already by the same scope in an outer application. Another scope with the same key
         # gives way to this one: its connection may be to another database.
-        if match.http_exception is not None or getattr(around, "_pool", None) is pool:
+        if match.http_exception is not None or (around is not None and self._is_ours(around)):
             return await handler(request)
         mark = self._mark(match.handler, request.method)
         if mark.acquire == "none" or (self.config.skip is not None and self.config.skip(request)):
             return await _answered(request, handler)
+        pool = pool if self._replica is None else self._pool_to_read(pool, self._replica, mark, request)
         db = ScopedConnection(pool)
         db.client = request
         db.route = request.match_info.route
@@ -185,7 +170,7 @@ class PoolScope:
         db.task = request.task
         db.running = False
         request[self.key] = db
-        _current.set(db)
+        current.set(db)
         pool.attached += 1
         try:
             if self._is_eager(mark, request):
@@ -213,6 +198,16 @@ class PoolScope:
         if self.config.on_acquire is not None or not pool.lend(db):
             await pool.borrow(db)
             _must_be_there(request)
+
+    def _is_ours(self, attached: Any) -> bool:
+        pool = getattr(attached, "_pool", None)
+        return pool is not None and (pool is self._pool or (self._replica is not None and pool is self._replica._pool))
+
+    def _pool_to_read(self, own: Pool, replica: PoolScope, mark: Mark, request: web.Request) -> Pool:
+        """The pool for this request: the replica's, if it may be and can be."""
+        pool = replica._pool
+        reads = mark.replica or (self._reads is not None and self._reads(request))
+        return own if not reads or pool is None or pool.drain.begun or pool.unreachable else pool
 
     def _is_eager(self, mark: Mark, request: web.Request) -> bool:
         how = mark.acquire or self.config.acquire
@@ -243,96 +238,8 @@ class PoolScope:
             response.force_close()
         return response
 
-    def acquire(self, timeout: float | None = None) -> Acquisition:
-        """A connection for code outside of requests, or a second one inside.
 
-        ``async with scope.acquire() as db``, or ``db = await scope.acquire()`` and then ``db.release()``. Waits
-        ``timeout`` seconds at most (default: ``acquire_timeout``). Raises PoolExhausted, DatabaseUnavailable or
-        ShuttingDown.
-        """
-        db = ScopedConnection(self._running(), once=True)
-        db.task = asyncio.current_task()
-        around = _current.get()
-        if around is not None:
-            db.client, db.route, db.method = around.client, around.route, around.method
-        return Acquisition(db, timeout)
-
-    @contextlib.asynccontextmanager
-    async def transaction(
-        self, isolation: Isolation | None = None, *, readonly: bool = False, deferrable: bool = False
-    ) -> AsyncIterator[Transaction]:
-        """A connection and a transaction on it: COMMIT at the end, ROLLBACK on any exception."""
-        async with self.acquire() as db, db.transaction(isolation, readonly=readonly, deferrable=deferrable) as tx:
-            yield tx
-
-    async def run_transaction(
-        self,
-        fn: Callable[[Transaction], Awaitable[T]],
-        retries: int = 3,
-        *,
-        isolation: Isolation | None = None,
-        readonly: bool = False,
-    ) -> T:
-        """Run ``await fn(tx)`` in a transaction and return its result.
-
-        It is run again, ``retries`` times at most, after a serialization failure or a deadlock (SQLSTATE 40001 and
-        40P01), with a random pause in between and no connection held meanwhile. ``fn`` must bear being run again.
-        """
-        attempt = 0
-        while True:
-            try:
-                async with self.transaction(isolation, readonly=readonly) as tx:
-                    return await fn(tx)
-            except Exception as error:
-                if sqlstate(error) not in RETRIABLE or attempt >= retries:
-                    raise
-            attempt += 1
-            await asyncio.sleep(random.random() * min(LONGEST_PAUSE, 0.01 * 2**attempt))  # noqa: S311
-
-    async def fetch(self, sql: str, params: Any = None, *, timeout: float | None = None) -> list[Any]:
-        """All rows of one statement."""
-        async with self.acquire() as db:
-            return await db.fetch(sql, params, timeout=timeout)
-
-    async def fetchrow(self, sql: str, params: Any = None, *, timeout: float | None = None) -> Any:
-        """The first row of one statement, or None."""
-        async with self.acquire() as db:
-            return await db.fetchrow(sql, params, timeout=timeout)
-
-    async def fetchval(self, sql: str, params: Any = None, *, timeout: float | None = None) -> Any:
-        """The first column of the first row of one statement, or None."""
-        async with self.acquire() as db:
-            return await db.fetchval(sql, params, timeout=timeout)
-
-    async def execute(self, sql: str, params: Any = None, *, timeout: float | None = None) -> str:
-        """Run one statement; returns its command status."""
-        async with self.acquire() as db:
-            return await db.execute(sql, params, timeout=timeout)
-
-    async def check(self) -> float:
-        """One round trip to the database, in seconds, on a connection of the pool; or DatabaseUnavailable."""
-        try:
-            async with self.acquire() as db:
-                begun = time.monotonic()
-                await db.fetchval("SELECT 1")
-                return time.monotonic() - begun
-        except DatabaseUnavailable:
-            raise
-        except (PoolScopeError, DatabaseError) as error:
-            raise DatabaseUnavailable(f"pool {self.config.key!r}: the check failed: {error}") from error
-
-    def stats(self) -> PoolStats:
-        """The numbers of this moment; all zero while there is no pool."""
-        if self._pool is None:
-            return PoolStats(minsize=self.config.minsize, maxsize=self.config.maxsize)
-        return self._pool.stats()
-
-    def leases(self) -> tuple[Lease, ...]:
-        """Who holds a connection, since when and for which request; the longest first."""
-        return () if self._pool is None else self._pool.leases()
-
-
-def setup(app: web.Application, dsn: str | None = None, /, **settings: Any) -> PoolScope:
+def setup(app: web.Application, dsn: str | URL | Source = None, /, **settings: Any) -> PoolScope:
     """Make a PoolScope and set it up in ``app``: ``scope = poolscope.setup(app, dsn, maxsize=20)``."""
     return PoolScope(dsn, **settings).setup(app)
 
@@ -347,6 +254,8 @@ def _answer_to(error: BaseException, request: web.Request, *, draining: bool = F
         ours = only_ours(error)
     elif isinstance(error, asyncio.CancelledError) and cancelled_by_server(error):
         ours = QueryTimeout("a statement run on db.raw was cancelled by the server")
+    elif isinstance(error, DatabaseError) and (sqlstate(error) or "").startswith(OUT_OF_RESOURCES):
+        ours = DatabaseUnavailable(f"the server has run out of something: {error}")
     response: web.Response | None = None
     # Not if an answer is on its way already: this one would end up inside of it.
     if isinstance(ours, PoolScopeError) and not request.writer.output_size:

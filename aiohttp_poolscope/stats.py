@@ -112,7 +112,9 @@ class PoolStats:
 class Lease:
     """Who holds a connection: since ``held`` seconds, borrowed at ``where`` (file, line and function).
 
-    ``method``, ``path``, ``route`` and ``request_id`` are None when it was borrowed outside of any request.
+    ``method``, ``path``, ``route`` and ``request_id`` are None when it was borrowed outside of any request. ``stack``,
+    with ``stacks=True``: the lines that led to the borrow, outermost first; for a borrow by the middleware, where the
+    handler stands now.
     """
 
     method: str | None
@@ -122,3 +124,4 @@ class Lease:
     task: str | None
     held: float
     where: str | None
+    stack: tuple[str, ...] | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     Connect = Callable[["Target", str], Awaitable[Link]]
 
 __all__ = ("Target", "Targets")
+
+DEFAULT_SOCKET = "local socket"
 
 TLS_ATTEMPTS: Mapping[str, tuple[str, ...]] = {"prefer": ("require", "disable"), "allow": ("disable", "require")}
 """libpq's two modes that may need a second connection, as the modes to try one after the other."""
@@ -48,6 +51,10 @@ class Target:
             return f"{self.name}:{self.port}"
         return f"{self.name}:{self.port} ({self.address})"
 
+    def of(self, host: Host) -> bool:
+        """Whether it is one of this host's."""
+        return (self.name, self.port) == (host.host or host.hostaddr or DEFAULT_SOCKET, host.port)
+
     def parameters(self) -> dict[str, str]:
         """As libpq's parameters."""
         found = {"port": str(self.port)}
@@ -58,15 +65,45 @@ class Target:
         return found
 
 
-DEFAULT_SOCKET = "local socket"
+ROLES: Mapping[str, bool | None] = {"any": None, "primary": False, "standby": True, "prefer-standby": True}
+"""Whether the server that is looked for is a standby; None: whatever it is."""
 
-ROLES: Mapping[str, tuple[bool | None, ...]] = {
-    "any": (None,),
-    "primary": (False,),
-    "standby": (True,),
-    "prefer-standby": (True, None),
-}
-"""Whether the server has to be a standby, in the order of preference; None: whatever it is."""
+SEEK_EVERY = 5.0
+"""Seconds between looks for a standby, while one is preferred and only a primary answers."""
+
+
+class _Search:
+    """What one search is for, and the server of the other role that it has met and would make do with."""
+
+    def __init__(self, standby: bool | None, *, lenient: bool, hasty: bool) -> None:
+        self._standby = standby
+        self._lenient = lenient
+        self._hasty = hasty
+        self.spare: Link | None = None
+
+    async def takes(self, link: Link) -> bool:
+        """Whether it is found. A link that is not wanted is closed, or kept as the spare one."""
+        try:
+            link.first_choice = self._standby is None or await link.is_standby() is self._standby
+        except BaseException:
+            link.close()
+            raise
+        if link.first_choice or self._hasty:
+            return True
+        if self._lenient and self.spare is None:
+            self.spare = link
+        else:
+            link.close()
+        return False
+
+    def missed(self) -> str:
+        """What a host is not."""
+        return f"is not a {'standby' if self._standby else 'primary'}"
+
+    def close(self) -> None:
+        """The spare one is not needed."""
+        if self.spare is not None:
+            self.spare.close()
 
 
 class Targets:
@@ -80,28 +117,45 @@ class Targets:
         self._what = f"database {params.get('dbname', '(default)')!r} as user {params.get('user', '(default)')!r}"
         self._sslmode = config.params.get("sslmode", "prefer")
         self._modes: dict[Target, str] = {}
+        self._in_vain_until = float("-inf")
 
-    async def open(self, connect: Connect) -> Link:
+    async def open(self, connect: Connect, *, lenient: bool = True) -> Link:
         """Connect to the first host that answers and has the wanted role.
 
-        Each host gets ``connect_timeout`` seconds. Raises DatabaseUnavailable with what every one of them said.
+        Each host gets ``connect_timeout`` seconds. With "prefer-standby" a primary will do, unless ``lenient`` is
+        False, when no standby answers or none has a moment ago. Raises DatabaseUnavailable with what every host said.
         """
+        lenient = lenient and self._role == "prefer-standby"
+        hasty = lenient and time.monotonic() < self._in_vain_until
+        search = _Search(ROLES[self._role], lenient=lenient, hasty=hasty)
+        try:
+            return await self._search(connect, search)
+        except DatabaseUnavailable:
+            if search.spare is None:
+                raise
+            self._in_vain_until = time.monotonic() + SEEK_EVERY
+            found, search.spare = search.spare, None
+            self._worked(found)
+            return found
+        finally:
+            search.close()
+
+    async def _search(self, connect: Connect, search: _Search) -> Link:
         said: list[str] = []
         cause: Exception | None = None
-        for standby in ROLES[self._role]:
-            for host in tuple(self._hosts):
-                try:
-                    async with asyncio.timeout(self._timeout):
-                        return await self._open_host(connect, host, standby)
-                except TimeoutError as error:
-                    cause = error
-                    said.append(f"{_name(host)}: no answer within {self._timeout:g} s (connect_timeout)")
-                except (OSError, DatabaseUnavailable) as error:
-                    cause = error
-                    said.append(f"{_name(host)}: {error}")
+        for host in tuple(self._hosts):
+            try:
+                async with asyncio.timeout(self._timeout):
+                    return await self._open_host(connect, host, search)
+            except TimeoutError as error:
+                cause = error
+                said.append(f"{_name(host)}: no answer within {self._timeout:g} s (connect_timeout)")
+            except (OSError, DatabaseUnavailable) as error:
+                cause = error
+                said.append(f"{_name(host)}: {error}")
         raise DatabaseUnavailable(f"cannot connect to {self._what}: {'; '.join(dict.fromkeys(said))}") from cause
 
-    async def _open_host(self, connect: Connect, host: Host, standby: bool | None) -> Link:
+    async def _open_host(self, connect: Connect, host: Host, search: _Search) -> Link:
         problem: Exception = OSError("the name has no address")
         for target in await self._resolve(host):
             tls_problem: Exception | None = None
@@ -113,10 +167,11 @@ class Targets:
                     problem = error if tls_problem is None or "SSL" in str(tls_problem) else tls_problem
                     tls_problem = error
                     continue
-                if await _plays(link, standby):
-                    self._worked(host, target, mode)
+                self._modes[target] = mode
+                if await search.takes(link):
+                    self._worked(link)
                     return link
-                problem = DatabaseUnavailable(f"is not a {'standby' if standby else 'primary'}")
+                problem = DatabaseUnavailable(search.missed())
                 break
         raise problem
 
@@ -145,12 +200,15 @@ class Targets:
             yield known
         yield from (mode for mode in modes if mode != known)
 
-    def _worked(self, host: Host, target: Target, mode: str) -> None:
-        """Remember what answered."""
-        self._modes[target] = mode
-        if self._hosts[0] is not host:
-            self._hosts.remove(host)
-            self._hosts.insert(0, host)
+    def _worked(self, link: Link) -> None:
+        """Try its host first from now on."""
+        self._hosts.sort(key=lambda host: not link.target.of(host))
+        if link.first_choice:
+            self._in_vain_until = float("-inf")
+
+    def failed(self, target: Target) -> None:
+        """Try its host last from now on."""
+        self._hosts.sort(key=target.of)
 
 
 def _is_numeric(host: str) -> bool:
@@ -159,20 +217,6 @@ def _is_numeric(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-async def _plays(link: Link, standby: bool | None) -> bool:
-    """Whether the server has the wanted role; if not, the link is closed."""
-    if standby is None:
-        return True
-    try:
-        fits = await link.is_standby() is standby
-    except BaseException:
-        link.close()
-        raise
-    if not fits:
-        link.close()
-    return fits
 
 
 def _name(host: Host) -> str:

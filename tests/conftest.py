@@ -197,7 +197,7 @@ def make_scope(dsn: str) -> Callable[..., Any]:
     """``async with make_scope(maxsize=2) as scope``: a pool that runs without a web server."""
 
     @contextlib.asynccontextmanager
-    async def running(address: str | None = None, **settings: Any) -> AsyncIterator[poolscope.PoolScope]:
+    async def running(address: Any = None, **settings: Any) -> AsyncIterator[poolscope.PoolScope]:
         scope = poolscope.PoolScope(address or dsn, **settings)
         app = web.Application()
         scope.setup(app)

@@ -45,6 +45,7 @@ DEFAULTS = {
     "max_lease": None,
     "breaker_failures": 5,
     "breaker_reset": 0.5,
+    "readonly": False,
     "drain_grace": 5.0,
     "drain_timeout": 10.0,
     "processes": 1,
@@ -99,7 +100,7 @@ def test_the_defaults() -> None:
 
 def test_every_field_is_checked() -> None:
     """No setting is without a kind, and none shadows a keyword of libpq."""
-    assert {field.name for field in fields(PoolConfig)} == {"hosts", "params", *SETTINGS}
+    assert {field.name for field in fields(PoolConfig)} == {"hosts", "params", "source", "given", *SETTINGS}
     assert not SETTINGS.keys() & LIBPQ.keys()
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     import aiopg
 
+    from ..targets import Target
+
 __all__ = ("FAILED", "IDLE", "IN_TRANSACTION", "DatabaseError", "Link", "cancelled_by_server", "in_words", "sqlstate")
 
 IDLE: Final[int] = psycopg2.extensions.TRANSACTION_STATUS_IDLE
@@ -32,6 +34,9 @@ CLOSED: Final = 1
 
 CANCEL_MARGIN = 0.25
 """Seconds that a server has to end a statement it was asked to cancel; then the connection is closed."""
+
+READ_ONLY: Final = "25006"
+"""SQLSTATE of a write in a read-only transaction, which is all that a standby has."""
 
 SETTLE_LIMIT = 1.0
 """Seconds that an abandoned statement has to end after it was cancelled; then the connection is closed."""
@@ -68,6 +73,8 @@ class Link:
     ``running_since`` is the monotonic time at which the statement in flight was sent, None while there is none.
     ``cancelling`` is there while a request to cancel is on its way to the server.
     ``verdict`` is why somebody else closed it, as the error its user gets.
+    ``demoted`` is called when a write shows that the server is a standby; None where that is no surprise.
+    ``first_choice``: whether the server has the role that was looked for first.
     """
 
     __slots__ = (
@@ -79,16 +86,24 @@ class Link:
         "_owner",
         "aio",
         "cancelling",
-        "host",
+        "demoted",
+        "first_choice",
+        "pgbouncer",
         "raw",
         "running_since",
+        "target",
         "verdict",
     )
 
-    def __init__(self, aio: aiopg.Connection, owner: aiopg.Pool, host: str, rows: Any) -> None:
+    def __init__(
+        self, aio: aiopg.Connection, owner: aiopg.Pool, target: Target, rows: Any = None, *, pgbouncer: bool = False
+    ) -> None:
         self.aio: Any = aio
         self.raw: Any = aio.raw
-        self.host = host
+        self.target = target
+        self.pgbouncer = pgbouncer
+        self.first_choice = True
+        self.demoted: Callable[[Link], None] | None = None
         self.running_since: float | None = None
         self.verdict: PoolScopeError | None = None
         self._owner: aiopg.Pool | None = owner
@@ -133,14 +148,21 @@ class Link:
         version: int = self.raw.server_version
         return version
 
+    @property
+    def in_standby(self) -> bool | None:
+        """Whether the server says of itself that it is a standby. None: it does not say (before PostgreSQL 14)."""
+        # PgBouncer repeats what some server told it once.
+        told = None if self.pgbouncer else self.raw.get_parameter_status("in_hot_standby")
+        return None if told is None else bool(told == "on")
+
     async def is_standby(self) -> bool:
-        """Whether the server is a read-only standby. It says so by itself since PostgreSQL 14."""
-        told = self.raw.get_parameter_status("in_hot_standby")
+        """Whether the server is a read-only standby, asking it if need be."""
+        told = self.in_standby
         if told is None:
             cursor = self.raw.cursor()  # whose rows are tuples
             await self.run(cursor, "SELECT pg_is_in_recovery()")
             return self.reading(cursor.fetchone)[0] is True
-        return bool(told == "on")
+        return told
 
     def cursor(self) -> Any:
         """The one psycopg2 cursor that statements share."""
@@ -244,7 +266,7 @@ class Link:
                     # Not before it has arrived: it would hit the next statement, which may be somebody else's.
                     await asyncio.wait((self.cancelling,))
         except TimeoutError:
-            self.fail(DatabaseUnavailable(f"{self.host} did not end an abandoned statement in {SETTLE_LIMIT:g} s"))
+            self.fail(DatabaseUnavailable(f"{self.target} did not end an abandoned statement in {SETTLE_LIMIT:g} s"))
         finally:
             self.running_since = None
             aio._waiter = None
@@ -292,7 +314,10 @@ class Link:
                 raise self._too_late() from error
             raise QueryTimeout(f"the statement was cancelled: {in_words(error)}") from error
         if self.closed:
-            raise DatabaseUnavailable(f"the connection to {self.host} died: {in_words(error)}") from error
+            raise DatabaseUnavailable(f"the connection to {self.target} died: {in_words(error)}") from error
+        if error.pgcode == READ_ONLY and self.demoted is not None and self.in_standby is not False:
+            self.demoted(self)
+            raise DatabaseUnavailable(f"{self.target} is a standby and takes no writes") from error
 
     def close(self) -> None:
         """Close and hand back to the aiopg pool that owns it. May be repeated."""

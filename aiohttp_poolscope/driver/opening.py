@@ -12,11 +12,13 @@ import aiopg
 import psycopg2
 import psycopg2.extras
 
-from ..errors import DatabaseUnavailable
+from ..errors import ConfigError, DatabaseUnavailable
 from ..targets import Targets
 from .link import Link, in_words
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..config import PoolConfig
     from ..targets import Target
 
@@ -35,15 +37,26 @@ class Driver:
     """Opens links, one attempt at a time, and owns the aiopg pools behind them.
 
     aiopg fixes a pool's connection parameters when it is made, so there is one pool for each address, TLS mode and
-    password in use. Nobody ever waits inside one: they are unbounded, hold no idle connection, and are closed when
-    the last link has gone.
+    password in use, and for each DSN that a DSN function has named. Nobody ever waits inside one: they are unbounded,
+    hold no idle connection, and are closed when the last link has gone.
     """
 
-    def __init__(self, config: PoolConfig, application_name: str) -> None:
-        self._config = config
-        self._targets = Targets(config)
+    def __init__(
+        self, config: PoolConfig, application_name: str, demoted: Callable[[Link], None] | None = None
+    ) -> None:
+        self._demoted = demoted
+        self._generation = 0
         self._pools: dict[tuple[object, ...], aiopg.Pool] = {}
         self._check_interval = config.abandon_interval is not None
+        self._name = application_name
+        self._rows = ROWS[config.rows] if isinstance(config.rows, str) else config.rows
+        self._use(config)
+
+    def _use(self, config: PoolConfig) -> None:
+        """Connect to where this says from now on."""
+        self._config = config
+        self._targets = Targets(config)
+        self._generation += 1
         self._params = dict(config.params)
         # What could make libpq change to a second socket, which aiopg would never see.
         self._params.pop("fallback_application_name", None)
@@ -51,17 +64,30 @@ class Driver:
         self._params["target_session_attrs"] = "any"
         # Told that a parameter in the options is unknown, libpq suspects application_name and connects again without
         # it. So that one stands in the options, too, unless libpq would find another one by itself.
-        self._name = application_name
         if config.pgbouncer or "PGAPPNAME" in os.environ:
-            self._params["application_name"] = application_name
-        self._rows = ROWS[config.rows] if isinstance(config.rows, str) else config.rows
+            self._params["application_name"] = self._name
 
     async def open(self) -> Link:
         """Connect to the first host that answers and has the wanted role, or raise DatabaseUnavailable."""
+        await self._follow()
         try:
             return await self._targets.open(self._connect)
         finally:
             self.forget_empty()
+
+    async def first_choice_answers(self) -> bool:
+        """Whether a server of the role that is preferred can be reached."""
+        try:
+            (await self._targets.open(self._connect, lenient=False)).close()
+        except DatabaseUnavailable:
+            return False
+        finally:
+            self.forget_empty()
+        return True
+
+    def avoid(self, target: Target) -> None:
+        """Try this one last from now on."""
+        self._targets.failed(target)
 
     async def close(self, timeout: float) -> None:
         """Close every aiopg pool. Their links must be closed first, or this gives up after ``timeout`` seconds."""
@@ -92,18 +118,27 @@ class Driver:
         except (psycopg2.Error, RuntimeError, AssertionError) as error:  # aiopg asserts that it did not die at once
             raise DatabaseUnavailable(in_words(error)) from error
 
+    async def _follow(self) -> None:
+        """Ask the function that knows where the database is, if there is one."""
+        config = self._config
+        if config.source is not None:
+            dsn = await _asked(config.source, "DSN", config.connect_timeout)
+            try:
+                now = config.at(dsn)
+            except ConfigError as error:
+                raise DatabaseUnavailable(str(error)) from error
+            if (now.hosts, now.params, now.password, now.target) != (
+                config.hosts, config.params, config.password, config.target
+            ):  # fmt: skip
+                self._use(now)
+
     async def _password(self) -> str | None:
-        given = self._config.password
-        if not callable(given):
-            return given
-        try:
-            password = given()
-            return await password if inspect.isawaitable(password) else password
-        except Exception as error:  # somebody else's code: a connect that failed, like any other
-            raise DatabaseUnavailable(f"the password function failed: {error!r}") from error
+        config = self._config
+        given = config.password
+        return await _asked(given, "password", config.connect_timeout) if callable(given) else given
 
     async def _acquire(self, target: Target, mode: str, password: str | None) -> Link:
-        key = (target, mode, password, self._check_interval)
+        key = (self._generation, target, mode, password, self._check_interval)
         pool = self._pools.get(key)
         if pool is None:
             params: dict[str, Any] = {**self._params, **target.parameters(), "sslmode": mode}
@@ -120,7 +155,11 @@ class Driver:
                 enable_hstore=self._config.hstore,
                 **params,
             )
-        return Link(await pool.acquire(), pool, str(target), self._rows)
+        link = Link(await pool.acquire(), pool, target, self._rows, pgbouncer=self._config.pgbouncer)
+        # Of a standby that was looked for, or in sessions that are read-only anyway, nobody expects to write.
+        if not self._config.readonly and self._config.target in ("any", "primary"):
+            link.demoted = self._demoted
+        return link
 
     def _options(self) -> str:
         """What the session starts with. DISCARD ALL returns to it, unlike to a SET."""
@@ -134,5 +173,17 @@ class Driver:
             CHECK_INTERVAL: config.abandon_interval if self._check_interval else None,
         }
         ours = [f"-c {name}={max(1, round(limit * 1000))}" for name, limit in limits.items() if limit is not None]
+        if config.readonly:
+            ours.append("-c default_transaction_read_only=on")
         ours.append("-c application_name=" + re.sub(r"([\\\s])", r"\\\1", self._name))
         return " ".join([*ours, given]).strip()
+
+
+async def _asked(function: Callable[[], Any], what: str, limit: float) -> Any:
+    """What the user's function says within ``limit`` seconds; it may be async."""
+    try:
+        async with asyncio.timeout(limit):
+            said = function()
+            return await said if inspect.isawaitable(said) else said
+    except Exception as error:  # somebody else's code: a connect that failed, like any other
+        raise DatabaseUnavailable(f"the {what} function failed: {error!r}") from error

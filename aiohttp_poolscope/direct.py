@@ -1,0 +1,183 @@
+"""Direct: a scope's pool for code outside of requests, and what there is to know about it. Knows nothing of aiohttp."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import random
+import time
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from .connection import Acquisition, ScopedConnection
+from .driver import DatabaseError, sqlstate
+from .errors import DatabaseUnavailable, PoolScopeError, ShuttingDown
+from .repairs import PING_LIMIT
+from .stats import Lease, PoolStats
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from .config import PoolConfig
+    from .pool import Pool
+    from .statements import Isolation, Transaction
+
+__all__ = ("Direct", "State", "current")
+
+T = TypeVar("T")
+State = Literal["starting", "serving", "draining", "closed"]
+
+RETRIABLE = frozenset({"40001", "40P01"})
+"""serialization_failure and deadlock_detected: the same transaction may succeed when it is run again."""
+
+LONGEST_PAUSE = 1.0
+"""Seconds: the upper limit of the random pause before a transaction is run again."""
+
+current: contextvars.ContextVar[ScopedConnection | None] = contextvars.ContextVar("poolscope_current", default=None)
+"""The connection of the request that is being handled: a lease taken beside it is for the same request."""
+
+
+class Direct:
+    """What needs a pool and no request. ``PoolScope`` says when there is a pool."""
+
+    config: PoolConfig
+    _pool: Pool | None
+    _ran: bool
+
+    @property
+    def state(self) -> State:
+        """``starting`` until the pool is open, ``serving``, ``draining`` once the shutdown began, then ``closed``."""
+        if self._pool is None:
+            return "closed" if self._ran else "starting"
+        return "draining" if self._pool.drain.begun else "serving"
+
+    def expire(self) -> None:
+        """Replace every connection as it comes back: after a change of passwords, roles or the primary."""
+        self._running().expire()
+
+    def acquire(self, timeout: float | None = None) -> Acquisition:
+        """A connection for code outside of requests, or a second one inside.
+
+        ``async with scope.acquire() as db``, or ``db = await scope.acquire()`` and then ``db.release()``. Waits
+        ``timeout`` seconds at most (default: ``acquire_timeout``). Raises PoolExhausted, DatabaseUnavailable or
+        ShuttingDown.
+        """
+        db = ScopedConnection(self._running(), once=True)
+        db.task = asyncio.current_task()
+        around = current.get()
+        if around is not None:
+            db.client, db.route, db.method = around.client, around.route, around.method
+        return Acquisition(db, timeout)
+
+    @contextlib.asynccontextmanager
+    async def transaction(
+        self, isolation: Isolation | None = None, *, readonly: bool = False, deferrable: bool = False
+    ) -> AsyncIterator[Transaction]:
+        """A connection and a transaction on it: COMMIT at the end, ROLLBACK on any exception."""
+        async with self.acquire() as db, db.transaction(isolation, readonly=readonly, deferrable=deferrable) as tx:
+            yield tx
+
+    async def run_transaction(
+        self,
+        fn: Callable[[Transaction], Awaitable[T]],
+        retries: int = 3,
+        *,
+        isolation: Isolation | None = None,
+        readonly: bool = False,
+    ) -> T:
+        """Run ``await fn(tx)`` in a transaction and return its result.
+
+        It is run again, ``retries`` times at most, after a serialization failure or a deadlock (SQLSTATE 40001 and
+        40P01), with a random pause in between and no connection held meanwhile. ``fn`` must bear being run again.
+        """
+        attempt = 0
+        while True:
+            try:
+                async with self.transaction(isolation, readonly=readonly) as tx:
+                    return await fn(tx)
+            except Exception as error:
+                if sqlstate(error) not in RETRIABLE or attempt >= retries:
+                    raise
+            attempt += 1
+            await asyncio.sleep(random.random() * min(LONGEST_PAUSE, 0.01 * 2**attempt))  # noqa: S311
+
+    async def fetch(self, sql: str, params: Any = None, *, timeout: float | None = None) -> list[Any]:
+        """All rows of one statement."""
+        async with self.acquire() as db:
+            return await db.fetch(sql, params, timeout=timeout)
+
+    async def fetchrow(self, sql: str, params: Any = None, *, timeout: float | None = None) -> Any:
+        """The first row of one statement, or None."""
+        async with self.acquire() as db:
+            return await db.fetchrow(sql, params, timeout=timeout)
+
+    async def fetchval(self, sql: str, params: Any = None, *, timeout: float | None = None) -> Any:
+        """The first column of the first row of one statement, or None."""
+        async with self.acquire() as db:
+            return await db.fetchval(sql, params, timeout=timeout)
+
+    async def execute(self, sql: str, params: Any = None, *, timeout: float | None = None) -> str:
+        """Run one statement; returns its command status."""
+        async with self.acquire() as db:
+            return await db.execute(sql, params, timeout=timeout)
+
+    async def check(self) -> float:
+        """One round trip to the database, in seconds, on a connection of the pool; or DatabaseUnavailable."""
+        try:
+            async with self.acquire() as db:
+                begun = time.monotonic()
+                await db.fetchval("SELECT 1")
+                return time.monotonic() - begun
+        except DatabaseUnavailable:
+            raise
+        except (PoolScopeError, DatabaseError) as error:
+            raise DatabaseUnavailable(f"pool {self.config.key!r}: the check failed: {error}") from error
+
+    async def trouble(self) -> str | None:
+        """Why this scope cannot serve now, in a word or two; None if it can. For readiness.
+
+        It never queues behind requests: it pings an idle connection (1 s to answer). With none idle, one that came
+        back lately will do: a pool that is busy is not in trouble. Answers: "starting", "draining", "closed",
+        "breaker open", "no answer", and "stalled" if for longer than a statement may take none has come back.
+        """
+        pool = self._pool
+        if pool is None or pool.drain.begun:
+            return self.state
+        if not pool.breaker.closed:
+            return "breaker open"
+        if not pool.gate.slots:  # there is nobody to queue behind
+            return await self._no_answer()
+        answered = await pool.repairs.probe()
+        if answered is None:
+            return "stalled" if pool.stalled() else None
+        return None if answered else "no answer"
+
+    async def _no_answer(self) -> str | None:
+        try:
+            async with self.acquire(PING_LIMIT):
+                return None
+        except PoolScopeError:
+            return "no answer"
+
+    def stats(self) -> PoolStats:
+        """The numbers of this moment; all zero while there is no pool."""
+        if self._pool is None:
+            return PoolStats(minsize=self.config.minsize, maxsize=self.config.maxsize)
+        return self._pool.stats()
+
+    def leases(self) -> tuple[Lease, ...]:
+        """Who holds a connection, since when and for which request; the longest first."""
+        return () if self._pool is None else self._pool.leases()
+
+    def _running(self) -> Pool:
+        if self._pool is None:
+            raise self._not_serving()
+        return self._pool
+
+    def _not_serving(self) -> PoolScopeError:
+        if self._pool is not None or self._ran:
+            return ShuttingDown(f"pool {self.config.key!r} is shutting down or closed")
+        return PoolScopeError(
+            f"pool {self.config.key!r} is not started: use scope.setup(app), or append scope.cleanup_ctx to "
+            "app.cleanup_ctx, and run the application"
+        )

@@ -1,0 +1,120 @@
+"""Repairs: what happens to a connection between two leases, in tasks that the pool knows.
+
+The gate has set the connection aside meanwhile: nobody is lent it, nobody waits for it, and its room stays taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from . import hooks
+from .driver import IDLE, DatabaseError
+from .errors import ConnectionReleased, PoolScopeError
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Any
+
+    from .driver import Link
+    from .gate import Slot
+    from .pool import Pool
+
+__all__ = ("PING_LIMIT", "Repairs")
+
+logger = logging.getLogger("aiohttp_poolscope")
+
+PING_LIMIT = 1.0
+"""Seconds that a connection has to answer a ping; it is counted in the borrower's ``acquire_timeout``."""
+
+REPAIR_LIMIT = 5.0
+"""Seconds that a returned connection has to be rolled back and reset; longer than that, a new one is cheaper."""
+
+
+class Repairs:
+    """Rolls back, resets and pings the connections of one pool."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def begin(self, slot: Slot[Link]) -> None:
+        """Make a returned connection as new, or close it."""
+        self._pool.spawn(self._repair(slot), "repair")
+
+    def check(self, slot: Slot[Link], name: str = "check") -> asyncio.Task[bool]:
+        """Ping a connection that was idle. The task's result is whether it answered."""
+        return self._pool.spawn(self._check(slot), name)
+
+    async def probe(self) -> bool | None:
+        """Ping the idle connection that was unused for longest: whether it answered. None: none is idle."""
+        pool = self._pool
+        for slot in pool.gate.idle_slots():
+            if not slot.link.closed:
+                pool.gate.repair(slot, time.monotonic())
+                # Whoever asks may be cancelled; the ping goes on, and gives the connection back.
+                return await asyncio.shield(self.check(slot, "probe"))
+            pool.bury(slot)
+        return None
+
+    async def _repair(self, slot: Slot[Link]) -> None:
+        await self._restore(slot, self._mend(slot), REPAIR_LIMIT)
+
+    async def _check(self, slot: Slot[Link]) -> bool:
+        if await self._restore(slot, slot.link.ping(), PING_LIMIT):
+            return True
+        # A network that is silent is silent for all: they are asked together, not one after the other.
+        pool, now = self._pool, time.monotonic()
+        for other in pool.gate.idle_slots():
+            if now - other.since > pool.config.check_after_idle:
+                pool.gate.repair(other, now)
+                self.check(other)
+        pool.attend()
+        return False
+
+    async def _restore(self, slot: Slot[Link], work: Coroutine[Any, Any, None], limit: float) -> bool:
+        """Do ``work`` on a connection; afterwards it is free again, or gone. Whether the work succeeded."""
+        pool, done = self._pool, False
+        try:
+            async with asyncio.timeout(limit):
+                await work
+            done = True
+        except (DatabaseError, PoolScopeError, TimeoutError) as error:
+            logger.info("pool %r: a connection is closed: %s", pool.key, error)
+        finally:
+            now = time.monotonic()
+            if done and slot.link.clean and now < slot.expires and not pool.gate.closed:
+                pool.gate.give(slot, now)
+            else:
+                pool.drop(slot)
+            pool.attend()
+        return done
+
+    async def _mend(self, slot: Slot[Link]) -> None:
+        """Whatever a returned connection needs to be as new. It is left as it is where that is not worth it."""
+        pool, link = self._pool, slot.link
+        if link.busy:  # somebody the lease was not known to still waits for a statement
+            pool.abandoned += 1
+            link.fail(ConnectionReleased("the request ended while a statement of a task it left behind was running"))
+        if link.closed or time.monotonic() >= slot.expires:
+            pool.dead += link.closed
+            return
+        if not link.clean:
+            if link.status != IDLE or link.cancelling is not None:
+                pool.repaired += 1
+            if link.raw.isexecuting():
+                pool.abandoned += 1
+            await link.settle()
+            if not link.closed and link.status != IDLE:
+                await link.run(link.cursor(), "ROLLBACK")
+        await self._reset(slot)
+
+    async def _reset(self, slot: Slot[Link]) -> None:
+        config, link = self._pool.config, slot.link
+        if config.on_release is not None:
+            await hooks.run(self._pool, config.on_release, slot)
+        if config.reset != "rollback" and not link.closed:
+            await link.run(link.cursor(), "DISCARD ALL" if config.reset == "full" else config.reset)
+            if config.reset == "full" and config.on_connect is not None:
+                await hooks.run(self._pool, config.on_connect, slot)
