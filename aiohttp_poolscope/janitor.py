@@ -82,7 +82,7 @@ class Janitor:
             self._housekeeping = now
             for slot in pool.gate.idle_slots():
                 self._look_at_idle(slot, now)
-            if now - self._seeking >= SEEK_EVERY and not all(slot.link.first_choice for slot in pool.gate.slots):
+            if now - self._seeking >= SEEK_EVERY and not all(slot.link.in_role for slot in pool.gate.slots):
                 self._seeking = now
                 pool.spawn(pool.seek(), "seek")
         pool.attend()

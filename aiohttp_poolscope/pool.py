@@ -8,6 +8,7 @@ touches a connection: either the connection is lent to it, or the gate still has
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -20,7 +21,7 @@ from .breaker import Breaker
 from .budget import LIMITS, Limits, overdrawn
 from .connection import ScopedConnection
 from .drain import Drain
-from .driver import Driver
+from .driver import DatabaseError, Driver
 from .errors import (
     ClientGone,
     ConfigError,
@@ -314,20 +315,28 @@ class Pool:
         self.attend()
 
     def _demoted(self, link: Link) -> None:
-        """A write has met a standby: replace every connection to it, and try its host last."""
-        now, target = time.monotonic(), link.target
+        """A write was refused as read-only: see whether its server has become a standby."""
+        now = time.monotonic()
         # Where only a standby is left, each write would have its connections replaced.
         if now - self._demoted_at >= DEMOTION_PAUSE:
             self._demoted_at = now
-            logger.warning("pool %r: %s is a standby now; its connections are replaced", self.key, target)
-            self.driver.avoid(target)
-            self._replace(lambda other: other.target == target)
+            self.spawn(self._leave_standby(link), "role")
+
+    async def _leave_standby(self, link: Link) -> None:
+        """Replace every connection to a server that has become a standby, and try its host last."""
+        with contextlib.suppress(DatabaseUnavailable, DatabaseError, TimeoutError):
+            if await self.driver.is_standby(link):
+                logger.warning("pool %r: %s is a standby now; its connections are replaced", self.key, link.target)
+                self.driver.avoid(link.target)
+                self._replace(lambda other: other.target == link.target)
 
     async def seek(self) -> None:
-        """While only a server of the other role answered: look for the preferred one, and go back to it."""
-        if await self.driver.first_choice_answers():
+        """Go back to servers of the role that is looked for, if there are any."""
+        if await self.driver.finds_role():
             logger.info("pool %r: there is a %s again", self.key, self.config.target.removeprefix("prefer-"))
-            self._replace(lambda link: not link.first_choice)
+            # All of a server's: a connection hears of a promotion only when it is used.
+            wrong = {slot.link.target for slot in self.gate.slots if not slot.link.in_role}
+            self._replace(lambda link: link.target in wrong)
 
     def stalled(self) -> bool:
         """Whether no connection has come back, or was opened, for longer than a statement may take."""

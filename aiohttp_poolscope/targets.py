@@ -84,11 +84,12 @@ class _Search:
     async def takes(self, link: Link) -> bool:
         """Whether it is found. A link that is not wanted is closed, or kept as the spare one."""
         try:
-            link.first_choice = self._standby is None or await link.is_standby() is self._standby
+            link.role = self._standby
+            link.fitting = self._standby is None or await link.is_standby() is self._standby
         except BaseException:
             link.close()
             raise
-        if link.first_choice or self._hasty:
+        if link.fitting or self._hasty:
             return True
         if self._lenient and self.spare is None:
             self.spare = link
@@ -139,6 +140,10 @@ class Targets:
             return found
         finally:
             search.close()
+
+    async def again(self, connect: Connect, target: Target) -> Link:
+        """One more connection to where there is one."""
+        return await connect(target, next(self._tls_modes(target)))
 
     async def _search(self, connect: Connect, search: _Search) -> Link:
         said: list[str] = []
@@ -203,7 +208,7 @@ class Targets:
     def _worked(self, link: Link) -> None:
         """Try its host first from now on."""
         self._hosts.sort(key=lambda host: not link.target.of(host))
-        if link.first_choice:
+        if link.fitting:
             self._in_vain_until = float("-inf")
 
     def failed(self, target: Target) -> None:

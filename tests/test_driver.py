@@ -222,7 +222,7 @@ async def test_the_password_is_asked_at_every_connect(dsn: str, asynchronous: bo
     async with driving(dsn, password=password) as driver:
         links = [await driver.open() for _ in range(2)]
         assert asked == ["word 0", "word 1"]
-        assert [key[3] for key in driver._pools] == asked
+        assert [key[2] for key in driver._pools] == asked
         for link in links:
             link.close()
 

@@ -73,8 +73,8 @@ class Link:
     ``running_since`` is the monotonic time at which the statement in flight was sent, None while there is none.
     ``cancelling`` is there while a request to cancel is on its way to the server.
     ``verdict`` is why somebody else closed it, as the error its user gets.
-    ``demoted`` is called when a write shows that the server is a standby; None where that is no surprise.
-    ``first_choice``: whether the server has the role that was looked for first.
+    ``demoted`` is called when a write meets a read-only transaction; None where that is no surprise.
+    ``role``: whether it was to be a standby, None if no matter; ``fitting``: whether it was when it was opened.
     """
 
     __slots__ = (
@@ -87,9 +87,10 @@ class Link:
         "aio",
         "cancelling",
         "demoted",
-        "first_choice",
+        "fitting",
         "pgbouncer",
         "raw",
+        "role",
         "running_since",
         "target",
         "verdict",
@@ -102,7 +103,8 @@ class Link:
         self.raw: Any = aio.raw
         self.target = target
         self.pgbouncer = pgbouncer
-        self.first_choice = True
+        self.role: bool | None = None
+        self.fitting = True
         self.demoted: Callable[[Link], None] | None = None
         self.running_since: float | None = None
         self.verdict: PoolScopeError | None = None
@@ -154,6 +156,12 @@ class Link:
         # PgBouncer repeats what some server told it once.
         told = None if self.pgbouncer else self.raw.get_parameter_status("in_hot_standby")
         return None if told is None else bool(told == "on")
+
+    @property
+    def in_role(self) -> bool:
+        """Whether the server has the role that was looked for, as far as it has said so."""
+        told = self.in_standby
+        return self.fitting if told is None or self.role is None else told is self.role
 
     async def is_standby(self) -> bool:
         """Whether the server is a read-only standby, asking it if need be."""
@@ -315,9 +323,11 @@ class Link:
             raise QueryTimeout(f"the statement was cancelled: {in_words(error)}") from error
         if self.closed:
             raise DatabaseUnavailable(f"the connection to {self.target} died: {in_words(error)}") from error
-        if error.pgcode == READ_ONLY and self.demoted is not None and self.in_standby is not False:
+        if error.pgcode == READ_ONLY and self.demoted is not None and (standby := self.in_standby) is not False:
             self.demoted(self)
-            raise DatabaseUnavailable(f"{self.target} is a standby and takes no writes") from error
+            # Where the server does not say, a transaction may have been made READ ONLY; a statement by itself was not.
+            if standby or self.status == IDLE:
+                raise DatabaseUnavailable(f"{self.target} is a standby and takes no writes") from error
 
     def close(self) -> None:
         """Close and hand back to the aiopg pool that owns it. May be repeated."""

@@ -75,8 +75,8 @@ class Driver:
         finally:
             self.forget_empty()
 
-    async def first_choice_answers(self) -> bool:
-        """Whether a server of the role that is preferred can be reached."""
+    async def finds_role(self) -> bool:
+        """Whether a server of the role that is looked for can be reached."""
         try:
             (await self._targets.open(self._connect, lenient=False)).close()
         except DatabaseUnavailable:
@@ -84,6 +84,19 @@ class Driver:
         finally:
             self.forget_empty()
         return True
+
+    async def is_standby(self, link: Link) -> bool:
+        """Whether the server behind a link is a standby, asked on a connection of its own if it does not say."""
+        told = link.in_standby
+        if told is None:
+            async with asyncio.timeout(self._config.connect_timeout):
+                other = await self._targets.again(self._connect, link.target)
+                try:
+                    told = await other.is_standby()
+                finally:
+                    other.close()
+                    self.forget_empty()
+        return told
 
     def avoid(self, target: Target) -> None:
         """Try this one last from now on."""
@@ -138,7 +151,7 @@ class Driver:
         return await _asked(given, "password", config.connect_timeout) if callable(given) else given
 
     async def _acquire(self, target: Target, mode: str, password: str | None) -> Link:
-        key = (self._generation, target, mode, password, self._check_interval)
+        key = (target, mode, password, self._check_interval, self._generation)
         pool = self._pools.get(key)
         if pool is None:
             params: dict[str, Any] = {**self._params, **target.parameters(), "sslmode": mode}
