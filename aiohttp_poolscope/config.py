@@ -16,6 +16,7 @@ from yarl import URL
 from .dsn import LIBPQ, Host, Parameters, did_you_mean, libpq_text, parse, resolve, with_target
 from .errors import ConfigError
 from .kinds import BOOLEANS, Kind, choice, either, flag, function, seconds, share, text, whole
+from .session import needs_session
 
 T = TypeVar("T")
 
@@ -258,6 +259,9 @@ _CONTRADICTIONS: Mapping[str, Callable[[PoolConfig], bool]] = {
     "from the start of the drain: set both": lambda its: its.drain_grace > its.drain_timeout,
     "reset='full' cannot be had with pgbouncer=True: DISCARD ALL would go to a connection that may "
     "be another client's": lambda its: its.pgbouncer and its.reset == "full",
+    "reset={0.reset!r} cannot be had with pgbouncer=True: it is about a session, and there is none": lambda its: (
+        its.pgbouncer and its.reset not in ("rollback", "full") and needs_session(its.reset) is not None
+    ),
     "options cannot be had with pgbouncer=True: PgBouncer refuses startup options; set them for the "
     "role or the database": lambda its: its.pgbouncer and "options" in its.params,
     "readonly cannot be had with pgbouncer=True: it would have to live in the session; use "

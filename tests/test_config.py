@@ -122,7 +122,7 @@ def test_a_config_cannot_be_changed() -> None:
         {"password": lambda: "x", "skip": bool, "minsize": 0, "max_waiting": 0},
         {"drain_grace": 0, "drain_timeout": 0, "check_after_idle": 0, "key": "reports"},
         {"idle_timeout": 3600, "max_lifetime": 60, "keepalive": 4000, "max_lease": 1, "leak_threshold": 5},
-        {"pgbouncer": True, "reset": "RESET search_path", "hstore": True},
+        {"pgbouncer": True, "reset": "SELECT app.tidy()", "hstore": True},
         {"minsize": 10, "drain_grace": 10, "connect_timeout": 60, "acquire_timeout": 1},
     ],
 )
@@ -192,6 +192,8 @@ def test_functions_are_for_code(name: str) -> None:
         ({"drain_timeout": 3}, "drain_grace=5 is longer than drain_timeout=3"),
         ({"pgbouncer": True, "reset": "full"}, "reset='full' cannot be had with pgbouncer=True"),
         ({"pgbouncer": True, "options": "-c geqo=off"}, "options cannot be had with pgbouncer=True"),
+        ({"pgbouncer": True, "reset": "RESET ALL"}, "reset='RESET ALL' cannot be had with pgbouncer=True"),
+        ({"pgbouncer": True, "readonly": True}, "readonly cannot be had with pgbouncer=True"),
         ({"budget": 0}, "budget must be a number above 0 and at most 1, not 0"),
         ({"budget": 1.5}, "budget must be"),
         ({"acquire": "sometimes"}, "acquire must be 'auto', 'eager' or 'lazy', not 'sometimes'"),

@@ -12,6 +12,7 @@ import psycopg2.extensions
 from aiopg.utils import ClosableQueue
 
 from ..errors import ConnectionBusy, DatabaseUnavailable, PoolScopeError, QueryTimeout
+from ..session import needs_session
 from .mends import request_cancel
 
 if TYPE_CHECKING:
@@ -218,6 +219,8 @@ class Link:
     async def run(self, cursor: Any, sql: str | bytes, params: Any = None, timeout: float | None = None) -> None:
         """Send one statement and wait for all of its result, ``timeout`` seconds at most (QueryTimeout).
 
+        With ``pgbouncer`` a statement that needs a session of its own is refused (PoolScopeError).
+
         This is aiopg's ``Cursor.execute`` without two of its habits: it raises a cancellation by the server as a
         CancelledError (which no handler can tell from its own), and it closes the connection when the task is
         cancelled (a statement still in flight can be cancelled on the server, and the connection kept).
@@ -225,6 +228,8 @@ class Link:
         aio = self.aio
         if self.busy:
             raise ConnectionBusy(BUSY)
+        if self.pgbouncer and (problem := needs_session(sql)) is not None:
+            raise PoolScopeError(f"refused with pgbouncer=True: {problem}")
         if not self.closed and (self.cancelling is not None or self.raw.isexecuting()):
             await self.settle()
         aio._waiter = waiter = self._loop.create_future()
