@@ -136,28 +136,22 @@ class Direct:
     async def trouble(self) -> str | None:
         """Why this scope cannot serve now, in a word or two; None if it can. For readiness.
 
-        It never queues behind requests: it pings an idle connection (1 s to answer). With none idle, one that came
-        back lately will do: a pool that is busy is not in trouble. Answers: "starting", "draining", "closed",
-        "breaker open", "no answer", and "stalled" if for longer than a statement may take none has come back.
+        It borrows nothing and never queues behind requests: it pings an idle connection (1 s to answer), or has one
+        opened if there is none at all. With all of them in use, one that was lent lately will do: a pool that is busy
+        is not in trouble. Answers: "starting", "draining", "closed", "breaker open", "no answer", and "stalled" if for
+        longer than a statement may take none has come back.
         """
         pool = self._pool
         if pool is None or pool.drain.begun:
             return self.state
         if not pool.breaker.closed:
             return "breaker open"
-        if not pool.gate.slots:  # there is nobody to queue behind
-            return await self._no_answer()
         answered = await pool.repairs.probe()
-        if answered is None:
+        if not pool.gate.slots:
+            answered = await pool.opener.reaches(PING_LIMIT)
+        elif answered is None:
             return "stalled" if pool.stalled() else None
         return None if answered else "no answer"
-
-    async def _no_answer(self) -> str | None:
-        try:
-            async with self.acquire(PING_LIMIT):
-                return None
-        except PoolScopeError:
-            return "no answer"
 
     def stats(self) -> PoolStats:
         """The numbers of this moment; all zero while there is no pool."""

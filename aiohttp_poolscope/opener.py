@@ -7,6 +7,7 @@ lives only while there is something to open, and it alone keeps asking a databas
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -33,6 +34,8 @@ class Opener:
         self.problem = ""
         self._pool = pool
         self._task: asyncio.Task[None] | None = None
+        self._asked = False
+        self._attempted = asyncio.Event()
 
     def attend(self) -> None:
         """Start opening, if something is to be opened."""
@@ -49,9 +52,18 @@ class Opener:
         while len(self._pool.gate.slots) < count:
             await self._open()
 
+    async def reaches(self, limit: float) -> bool:
+        """Whether there is a connection after the next attempt, within ``limit`` seconds."""
+        self._asked = True
+        self.attend()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit):
+                await self._attempted.wait()
+        return bool(self._pool.gate.slots)
+
     def _wanted(self) -> bool:
         gate = self._pool.gate
-        if gate.wants_opening():
+        if gate.wants_opening() or (self._asked and not (gate.slots or gate.opening or gate.draining)):
             return True
         return not (self._pool.breaker.closed or gate.opening or gate.draining) and not gate.slots
 
@@ -62,6 +74,7 @@ class Opener:
                 await self._open()
             except Exception as error:  # noqa: BLE001 - also what the user's password and on_connect raise: it must go on trying
                 self._failed(error)
+                self._attempt_ended()
                 await asyncio.sleep(pool.breaker.pause(random.random()))  # noqa: S311
 
     async def _open(self) -> None:
@@ -90,6 +103,12 @@ class Opener:
             logger.warning("pool %r: the database answers again", pool.key)
         slot.expires = pool.lifetime_end(begun)
         pool.gate.opened(slot, now)
+        self._attempt_ended()
+
+    def _attempt_ended(self) -> None:
+        self._asked = False
+        self._attempted.set()
+        self._attempted = asyncio.Event()
 
     async def _run_connect_hook(self, slot: Slot[Link]) -> None:
         limit = self._pool.config.connect_timeout

@@ -339,9 +339,9 @@ class Pool:
             self._replace(lambda link: link.target in wrong)
 
     def stalled(self) -> bool:
-        """Whether no connection has come back, or was opened, for longer than a statement may take."""
+        """Whether all connections are where they are for longer than a statement may take."""
         limit = self.config.statement_timeout or STALLED
-        last = max((slot.used for slot in self.gate.slots), default=float("-inf"))
+        last = max((slot.since for slot in self.gate.slots), default=float("-inf"))
         return time.monotonic() - last > limit + SILENCE_MARGIN
 
     def lifetime_end(self, begun: float) -> float:

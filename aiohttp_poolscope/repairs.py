@@ -38,6 +38,7 @@ class Repairs:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self._checks: set[asyncio.Task[bool]] = set()
 
     def begin(self, slot: Slot[Link]) -> None:
         """Make a returned connection as new, or close it."""
@@ -45,16 +46,22 @@ class Repairs:
 
     def check(self, slot: Slot[Link], name: str = "check") -> asyncio.Task[bool]:
         """Ping a connection that was idle. The task's result is whether it answered."""
-        return self._pool.spawn(self._check(slot), name)
+        task = self._pool.spawn(self._check(slot), name)
+        self._checks.add(task)
+        task.add_done_callback(self._checks.discard)
+        return task
 
     async def probe(self) -> bool | None:
-        """Ping the idle connection that was unused for longest: whether it answered. None: none is idle."""
+        """Ping the idle connection that was used last: whether it, or any other, answered. None: none is idle."""
         pool = self._pool
-        for slot in pool.gate.idle_slots():
+        for slot in reversed(pool.gate.idle_slots()):
             if not slot.link.closed:
                 pool.gate.repair(slot, time.monotonic())
                 # Whoever asks may be cancelled; the ping goes on, and gives the connection back.
-                return await asyncio.shield(self.check(slot, "probe"))
+                if await asyncio.shield(self.check(slot, "probe")):
+                    return True
+                # A firewall may have forgotten this one alone. The others have been asked because of it.
+                return any(await asyncio.shield(asyncio.gather(*self._checks)))
             pool.bury(slot)
         return None
 
