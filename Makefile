@@ -4,14 +4,19 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 SCHEDULES ?= 100000
+MINUTES ?= 10
+# Tests wait more than they work, so there are more of them at once than cores. JOBS=0: one at a time.
+JOBS ?= 4
 
 BIN := $(VENV)/bin
+# A file stays in one process: its tests share servers.
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 # Two set-ups at once would be in each other's way.
 .NOTPARALLEL:
-.PHONY: help demo test test-all lint simulate facts clean
+.PHONY: help demo test test-all lint simulate soak facts clean
 
 help:
 	@echo "make demo       a small service with a PostgreSQL of its own; ARGS=... for its options, Ctrl-C ends it"
@@ -19,6 +24,7 @@ help:
 	@echo "make test-all   also those that need system packages"
 	@echo "make lint       ruff, mypy, import-linter"
 	@echo "make simulate   random schedules against the gate; SCHEDULES=100000"
+	@echo "make soak       ten minutes of mixed load and random faults, then an audit; MINUTES=30, ARGS=--uvloop"
 	@echo "make facts      the figures of the README, measured here, in a minute and a half; ARGS=--json for every run"
 	@echo "make clean      delete what these have made"
 	@echo "PYTHON=python3.13 chooses another Python; use it with VENV=.venv-3.13"
@@ -27,11 +33,11 @@ demo: $(VENV)/.for-demo
 	@$(BIN)/python -m aiohttp_poolscope demo $(ARGS)
 
 test: $(VENV)/.for-test
-	@$(BIN)/python -m pytest -m "not system" $(ARGS)
+	@$(PYTEST) -m "not system" $(ARGS)
 	@echo "Left out: tests marked 'system', which need system packages. 'make test-all' runs them too."
 
 test-all: $(VENV)/.for-test
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 lint: $(VENV)/.for-lint $(VENV)/.for-test
 	$(BIN)/ruff check
@@ -41,6 +47,9 @@ lint: $(VENV)/.for-lint $(VENV)/.for-test
 
 simulate: $(VENV)/.for-test
 	@$(BIN)/python -m tests.simulation --schedules $(SCHEDULES) $(ARGS)
+
+soak: $(VENV)/.for-test
+	@$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) $(ARGS)
 
 facts: $(VENV)/.for-demo
 	@$(BIN)/python benchmarks/facts.py $(ARGS)

@@ -94,4 +94,9 @@ async def test_a_failure_leaves_no_cycle(kind: str, make_scope: Any) -> None:
                     async with scope.acquire():
                         await scope.acquire(timeout=0.001)
 
-        assert await garbage_per_call(call) < 1
+        for _ in range(5):
+            opened = scope.stats().opened
+            left = await garbage_per_call(call)
+            if scope.stats().opened == opened:  # aiopg's connections are cycles, and a slow machine replaces some
+                break
+        assert left < 1

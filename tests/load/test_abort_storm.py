@@ -157,7 +157,7 @@ async def test_a_storm_of_aborted_requests_leaves_nothing_behind(
         assert watch.most_waiting > MAXSIZE
         assert stats.client_gone + stats.cancelled > count / 50, stats  # it was a storm
         assert min(moments[moment] for moment in MOMENTS) > count / 20
-        assert answered[200] > count / 10
+        assert answered[200] > count / 20
         assert database.sql("SELECT token FROM ledger GROUP BY token HAVING sum(amount) <> 0 OR count(*) <> 2") == []
         assert await served.get("/plain/after") == (200, "after")
 
