@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import os
 import random
@@ -109,6 +110,7 @@ class Pool:
         self.attached = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()
         # What every returned connection gets, so that none can go straight to the next.
         self.expired_at = float("-inf")
         self._demoted_at = float("-inf")
@@ -165,8 +167,9 @@ class Pool:
             logger.warning("pool %r: aiopg still counts connections that nobody has", self.key)
 
     def spawn(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
-        """Run ``work`` in a task that ``stop`` knows of."""
-        task = self._loop.create_task(work, name=f"poolscope {self.key}: {name}")
+        """Run ``work`` in a task that ``stop`` knows of, and that knows nothing of the request which called for it."""
+        context = self._context.copy()
+        task = self._loop.create_task(work, name=f"poolscope {self.key}: {name}", context=context)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -204,7 +207,7 @@ class Pool:
         if place.outcome is None:
             self.attend()
             self.janitor.hurry()
-            timer = self._loop.call_later(timeout, self._time_out, place)
+            timer = self._loop.call_later(timeout, self._time_out, place, context=self._context)
             try:
                 await place.future
             except asyncio.CancelledError:

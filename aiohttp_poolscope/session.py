@@ -25,13 +25,15 @@ GAP = rf"(?>\s++|{COMMENT})++"
 FOLLOWED = r"(?:TIME\s++ZONE|TimeZone|DateStyle|client_encoding|NAMES|standard_conforming_strings|application_name)\b"
 """Settings that PgBouncer keeps for each of its clients."""
 
+OF_TRANSACTION = r"TRANSACTION(?:_(?:isolation|read_only|deferrable))?+"
+
 START: Final = re.compile(
     rf"""
     (?>\s++|;|{COMMENT})*+
     (?:
         (?P<listen>   (?:UN)?LISTEN\b)
       | (?P<prepare>  PREPARE\b(?!{GAP}TRANSACTION\b) | EXECUTE\b | DEALLOCATE\b)
-      | (?P<set>      SET{GAP}(?:SESSION{GAP})?+(?!(?:LOCAL|TRANSACTION|CONSTRAINTS)\b|{FOLLOWED}))
+      | (?P<set>      SET{GAP}(?:SESSION{GAP})?+(?!(?:LOCAL|{OF_TRANSACTION}|CONSTRAINTS)\b|{FOLLOWED}))
       | (?P<reset>    RESET\b(?!{GAP}{FOLLOWED}) | DISCARD\b)
       | (?P<load>     LOAD\b)
       | (?P<temp>     CREATE{GAP}(?:OR{GAP}REPLACE{GAP})?+(?:(?:LOCAL|GLOBAL){GAP})?+TEMP(?:ORARY)?+
@@ -42,8 +44,8 @@ START: Final = re.compile(
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
 
-QUERY: Final = re.compile(r"[\s(;]*+(?:SELECT|WITH|VALUES|INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
-"""What calls functions. The body of a CREATE FUNCTION does not, yet."""
+QUERY: Final = re.compile(r"[\s(;']*+(?:SELECT|WITH|VALUES|INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
+"""What calls functions; comments are '' by then. The body of a CREATE FUNCTION does not, yet."""
 
 QUOTED: Final = re.compile(
     rf"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from aiohttp_poolscope import janitor
 from aiohttp_poolscope.driver import IDLE
 
 from . import clients
-from .conftest import DEADLINE, Serve, until
+from .conftest import DEADLINE, Database, Serve, until
 
 if TYPE_CHECKING:
     import pytest
@@ -181,3 +182,27 @@ async def test_cancel_abandoned_cancels_once(dsn: str, serve: Serve) -> None:
         go_on.set()
         await until(lambda: not scope.stats().in_use, "the end of the handler")
         assert said == ["the client has left", 42]
+
+
+async def test_a_dead_lease_does_not_stop_the_janitor(make_scope: Any, database: Database) -> None:
+    """While a holder has a connection that has died, the pool is refilled and swept as ever."""
+    async with make_scope(minsize=2, maxsize=3) as scope, scope.acquire() as db:
+        await until(lambda: scope.stats().size == 2)
+        database.kill()
+        await until(lambda: db.closed)
+        scope._pool.janitor.sweep(time.monotonic())
+        await until(lambda: scope.stats().idle == 1, "the refill")
+
+
+async def test_the_pools_own_work_is_no_requests(make_scope: Any, dsn: str) -> None:
+    """Connections are opened in the pool's context: what a request has set is neither seen nor kept there."""
+    seen: list[str] = []
+    whose = contextvars.ContextVar("whose", default="nobody's")
+
+    async def on_connect(db: Any) -> None:
+        seen.append(whose.get())
+
+    async with make_scope(minsize=0, maxsize=1, connect_at_start=False, on_connect=on_connect) as scope:
+        whose.set("a request's")
+        assert await scope.fetchval("SELECT 1") == 1
+        assert seen == ["nobody's"]

@@ -155,7 +155,7 @@ class Link:
     def in_standby(self) -> bool | None:
         """Whether the server says of itself that it is a standby. None: it does not say (before PostgreSQL 14)."""
         # PgBouncer repeats what some server told it once.
-        told = None if self.pgbouncer else self.raw.get_parameter_status("in_hot_standby")
+        told = None if self.pgbouncer or self.closed else self.raw.get_parameter_status("in_hot_standby")
         return None if told is None else bool(told == "on")
 
     @property
