@@ -6,19 +6,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
+import socket
 import struct
+import tempfile
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+
+from psycopg2.extensions import parse_dsn
 
 from aiohttp_poolscope.config import PoolConfig
 from aiohttp_poolscope.driver import Driver, Link
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Coroutine, Iterator
 
     from .conftest import Database
 
 CANCEL_REQUEST = 80877102
+
+TICK = 0.01
+"""Seconds between two pieces of what is throttled."""
 
 
 @contextlib.asynccontextmanager
@@ -50,26 +60,38 @@ async def ask(link: Link, sql: str, params: Any = None) -> Any:
 
 
 class Wire:
-    """A TCP proxy in front of the server, in a thread with a loop of its own.
+    """A proxy in front of the server, in a thread with a loop of its own: on TCP, or with ``unix`` on a Unix socket.
 
-    ``queries`` and ``cancels`` count what clients sent. ``frozen``: nothing passes in either direction;
-    ``freeze()``: not on the connections that are open now. ``hang``: new connections are accepted and left alone.
-    ``deaf_to_cancel``: cancel requests are accepted and never answered. ``swap``: bytes to be replaced in what the
-    server says; ``swap_start``: in the packet with which a client starts.
+    ``queries`` and ``cancels`` count what clients sent, ``connects`` and ``connected`` their connections: all there
+    were, and those there are; ``torn`` those that were torn. Switches, for any thread, at any moment:
+
+    ``frozen``: nothing passes in either direction; ``freeze()``: not on the connections that are open now, until
+    ``thaw()``. ``hang``: new connections are accepted and left alone. ``refuse()`` and ``accept()``: new connections
+    are refused, and taken again, at the same address. ``cut()``: every connection ends with RST, ``cut(fin=True)``:
+    with FIN. ``tear(n)``: so many bytes of the server's next answer pass, then its connection ends with FIN
+    (``fin=False``: with RST). ``delay``: seconds that each packet waits, in both directions. ``throttle``: bytes per
+    second towards each client. ``deaf_to_cancel``: cancel requests are accepted and never answered. ``swap``: bytes to
+    be replaced in what the server says; ``swap_start``: in the packet with which a client starts.
     """
 
-    def __init__(self, info: Any, port: int = 0) -> None:
+    def __init__(self, info: Any, port: int = 0, *, unix: bool = False) -> None:
         self.queries: list[str] = []
         self.cancels = 0
         self.connects = 0
+        self.torn = 0
         self.frozen = self.hang = self.deaf_to_cancel = False
+        self.delay = 0.0
+        self.throttle: float | None = None
         self.swap: tuple[bytes, bytes] | None = None
         self.swap_start: tuple[bytes, bytes] | None = None
         self.port = port
         self._info = info
+        self._folder = Path(tempfile.mkdtemp(prefix="wire-")) if unix else None
         self._loop = asyncio.new_event_loop()
         self._frozen_below = 0
+        self._tear: tuple[int, bool] | None = None
         self._pairs: set[asyncio.StreamWriter] = set()
+        self._clients: set[asyncio.StreamWriter] = set()
         ready = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(ready,), name="wire")
         self._thread.start()
@@ -79,21 +101,50 @@ class Wire:
     def dsn(self) -> str:
         """As the database's own, by this way."""
         info = self._info
-        password = f":{info.password}" if info.password else ""
-        return f"postgresql://{info.user}{password}@127.0.0.1:{self.port}/{info.dbname}?sslmode=disable"
+        user = info.user + (f":{info.password}" if info.password else "")
+        if self._folder is not None:
+            return f"postgresql://{user}@/{info.dbname}?host={self._folder}&port={self.port}"
+        return f"postgresql://{user}@127.0.0.1:{self.port}/{info.dbname}?sslmode=disable"
+
+    @property
+    def connected(self) -> int:
+        """How many clients are connected."""
+        return len(self._clients)
 
     def freeze(self) -> None:
         """Let nothing pass any more on the connections there are."""
         self._frozen_below = self.connects
 
-    def cut(self) -> None:
-        """Cut every connection, as a firewall would that answers with a reset."""
-        self._loop.call_soon_threadsafe(self._cut)
+    def thaw(self) -> None:
+        """Let everything pass again, and what was held back first."""
+        self.frozen, self._frozen_below = False, 0
+
+    def cut(self, *, fin: bool = False) -> None:
+        """Cut every connection: as a firewall that answers with a reset, or (``fin``) as a server that has ended."""
+        self._call(self._cut(fin=fin))
+
+    def tear(self, after: int, *, fin: bool = True) -> None:
+        """Let ``after`` bytes of the server's next answer pass, then cut its connection."""
+        self._tear = after, fin
+
+    def refuse(self) -> None:
+        """Refuse new connections from now on. The open ones stay."""
+        self._call(self._close_door())
+
+    def accept(self) -> None:
+        """Take new connections again."""
+        self._call(self._open_door())
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join(5)
         assert not self._thread.is_alive()
+        if self._folder is not None:
+            shutil.rmtree(self._folder)
+
+    def _call(self, change: Coroutine[Any, Any, None]) -> None:
+        """Change something in the wire's own thread. It has changed when this returns."""
+        asyncio.run_coroutine_threadsafe(change, self._loop).result(5)
 
     def _run(self, ready: threading.Event) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
@@ -101,20 +152,52 @@ class Wire:
 
     async def _serve(self, ready: threading.Event) -> None:
         self._stopping = asyncio.Event()
-        server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
-        self.port = server.sockets[0].getsockname()[1]
+        self._shut = self._bound()
+        await self._open_door()
         ready.set()
         await self._stopping.wait()
-        server.close()
-        self._cut()
+        await self._close_door()
+        self._shut.close()
+        await self._cut(fin=False)
 
-    def _cut(self) -> None:
+    def _bound(self) -> socket.socket:
+        """A socket at the wire's address. While it does not listen, connects are refused, and the port stays ours."""
+        bound = socket.socket(socket.AF_INET if self._folder is None else socket.AF_UNIX)
+        if self._folder is None:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(("127.0.0.1", self.port))
+            self.port = bound.getsockname()[1]
+        else:
+            self.port = self.port or 5432
+            path = self._folder / f".s.PGSQL.{self.port}"
+            path.unlink(missing_ok=True)
+            bound.bind(str(path))
+        return bound
+
+    async def _open_door(self) -> None:
+        self._door = await asyncio.start_server(self._accept, sock=self._shut)
+
+    async def _close_door(self) -> None:
+        self._door.close()
+        self._shut = self._bound()
+
+    async def _cut(self, *, fin: bool) -> None:
         for writer in self._pairs:
-            writer.transport.abort()
+            self._end(writer, fin=fin)
+
+    def _end(self, writer: asyncio.StreamWriter, *, fin: bool) -> None:
+        if fin:
+            writer.close()
+            return
+        with contextlib.suppress(OSError):  # closed already, or a Unix socket, which knows no reset
+            raw = writer.get_extra_info("socket")
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         number = self.connects
         self.connects += 1
+        self._clients.add(writer)
         self._pairs.add(writer)
         server: asyncio.StreamWriter | None = None
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
@@ -123,12 +206,13 @@ class Wire:
                 self.cancels += 1
                 while self.deaf_to_cancel:
                     await asyncio.sleep(0.01)
-            while self.hang:
+            while self.hang and not reader.at_eof():
                 await asyncio.sleep(0.005)
             answers, server = await self._server()
             self._pairs.add(server)
             server.write(first.replace(*self.swap_start) if self.swap_start else first)
             await self._pump(number, reader, server, answers, writer)
+        self._clients.discard(writer)
         for each in (writer, server):
             if each is not None:
                 self._pairs.discard(each)
@@ -154,19 +238,41 @@ class Wire:
         return head + await reader.readexactly(struct.unpack_from("!I", head, kind)[0] - 4)
 
     async def _requests(self, number: int, reader: asyncio.StreamReader, server: asyncio.StreamWriter) -> None:
-        while True:
-            message = await self._packet(reader, kind=1)
-            if message[:1] == b"Q":
-                self.queries.append(message[5:-1].decode())
-            await self._thaw(number)
-            server.write(message)
+        try:
+            while True:
+                message = await self._packet(reader, kind=1)
+                if message[:1] == b"Q":
+                    self.queries.append(message[5:-1].decode())
+                await self._thaw(number)
+                server.write(message)
+        except (OSError, asyncio.IncompleteReadError):
+            await self._thaw(number)  # silence hides an end, too
 
     async def _answers(self, number: int, answers: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tear: tuple[int, bool] | None = None
         while data := await answers.read(65536):
             await self._thaw(number)
-            writer.write(data.replace(*self.swap) if self.swap else data)
+            if tear is None:
+                tear, self._tear = self._tear, None
+            if tear is not None and tear[0] <= len(data):
+                await self._send(writer, data[: tear[0]])
+                self._end(writer, fin=tear[1])
+                self.torn += 1
+                return
+            tear = tear and (tear[0] - len(data), tear[1])
+            await self._send(writer, data.replace(*self.swap) if self.swap else data)
+        await self._thaw(number)
+
+    async def _send(self, writer: asyncio.StreamWriter, data: bytes) -> None:
+        while data and self.throttle is not None:
+            piece, data = data[: (size := max(1, int(self.throttle * TICK)))], data[size:]
+            writer.write(piece)
+            await asyncio.sleep(len(piece) / self.throttle)
+        writer.write(data)
 
     async def _thaw(self, number: int) -> None:
+        if self.delay:
+            await asyncio.sleep(self.delay)
         while self.frozen or number < self._frozen_below:
             await asyncio.sleep(0.005)
 
@@ -175,6 +281,17 @@ class Wire:
 def wired(database: Database, port: int = 0) -> Iterator[Wire]:
     """``with wired(database) as wire``: reach the test database over ``wire.dsn``."""
     wire = Wire(database.connection.info, port)
+    try:
+        yield wire
+    finally:
+        wire.close()
+
+
+@contextlib.contextmanager
+def wired_to(dsn: str, port: int = 0, *, unix: bool = False) -> Iterator[Wire]:
+    """``with wired_to(server.dsn) as wire``: reach any database over ``wire.dsn``."""
+    found = {"password": None, **parse_dsn(dsn)}
+    wire = Wire(SimpleNamespace(**found), port, unix=unix)
     try:
         yield wire
     finally:
