@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Self
 
 from .driver import FAILED, IN_TRANSACTION
-from .errors import ConnectionBusy, ConnectionReleased, PoolScopeError
+from .errors import ConnectionBusy, ConnectionReleased, DatabaseUnavailable, PoolExhausted, PoolScopeError
 from .statements import ABANDONED, NOT_STREAMING, Statements
 
 if TYPE_CHECKING:
@@ -170,12 +170,22 @@ class ScopedConnection(Statements):
         self._borrowing = True
         self.where = _callers(every=self._pool.config.stacks)
         try:
-            await self._pool.borrow(self, timeout)
+            await self._lent(timeout)
         finally:
             self._borrowing = False
         if self.closed:  # while it waited: nobody else would give this connection back
             self._let_go()
         return self._link_in_use()
+
+    async def _lent(self, timeout: float | None = None) -> None:
+        """Borrow, and from the pool that stands in if there is one and the database of this one is away."""
+        try:
+            await self._pool.borrow(self, timeout)
+        except (DatabaseUnavailable, PoolExhausted):
+            if self._pool.stand_in is None or self._pool.gate.slots:
+                raise
+            self._pool = self._pool.stand_in
+            await self._pool.borrow(self, timeout)
 
     def _hold(self, slot: Slot[Link]) -> None:
         """The pool has lent this slot."""
@@ -188,14 +198,15 @@ class ScopedConnection(Statements):
         """Give the connection back, whatever state it is in."""
         slot = self._slot
         if slot is not None:
-            if self.reported:
-                self.reported = False
-                self._pool.came_late(slot, self)
+            held = slot.since
             self._slot = self._link = None
             self._depth = 0
             self._streaming = NOT_STREAMING
             self._lease += 1
             self._pool.take_back(slot)
+            if self.reported:
+                self.reported = False
+                self._pool.came_late(self, held)
         if self._once and self._ended is None:
             self._end("its release()")
 

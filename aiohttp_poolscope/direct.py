@@ -136,22 +136,27 @@ class Direct:
     async def trouble(self) -> str | None:
         """Why this scope cannot serve now, in a word or two; None if it can. For readiness.
 
-        It borrows nothing and never queues behind requests: it pings an idle connection (1 s to answer), or has one
-        opened if there is none at all. With all of them in use, one that was lent lately will do: a pool that is busy
-        is not in trouble. Answers: "starting", "draining", "closed", "breaker open", "no answer", and "stalled" if for
-        longer than a statement may take none has come back.
+        It borrows nothing and never queues behind requests. It pings an idle connection (1 s to answer); with all in
+        use, one that was lent lately will do: a pool that is busy is not in trouble. Only then it has another one
+        opened (1 s as well). Answers: "starting", "draining", "closed", "breaker open", "no answer", and "stalled" if
+        all ``maxsize`` are in use, and none has come back for longer than a statement may take.
         """
         pool = self._pool
         if pool is None or pool.drain.begun:
             return self.state
-        if not pool.breaker.closed:
+        if pool.unreachable:
             return "breaker open"
+        gate = pool.gate
         answered = await pool.repairs.probe()
-        if not pool.gate.slots:
+        if answered is None and gate.slots and not pool.stalled():
+            return None
+        if not answered and len(gate.slots) < gate.maxsize:
             answered = await pool.opener.reaches(PING_LIMIT)
-        elif answered is None:
-            return "stalled" if pool.stalled() else None
-        return None if answered else "no answer"
+        if answered:
+            return None
+        if self.state != "serving":  # by now
+            return self.state
+        return "no answer" if len(gate.slots) < gate.maxsize else "stalled"
 
     def stats(self) -> PoolStats:
         """The numbers of this moment; all zero while there is no pool."""

@@ -48,12 +48,14 @@ class Drain:
         pool, config = self._pool, self._pool.config
         begun = time.monotonic()
         taken = pool.gate.taken
-        await self._until(begun + config.drain_grace, self._in_use)
-        cancelled = self._cancel()
-        if cancelled:
-            await self._until(begun + config.drain_timeout, self._coming_back)
-        forced = [f"{lease.method or 'no request'} {lease.path or lease.task or ''}".strip() for lease in pool.leases()]
-        await pool.stop()
+        try:
+            await self._until(begun + config.drain_grace, self._in_use)
+            cancelled = self._cancel()
+            if cancelled:
+                await self._until(begun + config.drain_timeout, self._coming_back)
+            forced = [f"{it.method or 'no request'} {it.path or it.task or ''}".strip() for it in pool.leases()]
+        finally:
+            await pool.stop()
         logger.log(
             logging.WARNING if forced else logging.INFO,
             "pool %r: drained in %.2f s, %d served meanwhile, %d cancelled, %d forced%s",
@@ -74,7 +76,9 @@ class Drain:
     def _in_use(self) -> bool:
         """Whether anybody holds or awaits a connection, or could still ask for one."""
         pool, gate = self._pool, self._pool.gate
-        return bool(gate.lent or gate.waiting or gate.repairing or pool.attached)
+        # Requests that read from a replica are attached to the scope that sent them there.
+        attached = pool.attached or (pool.stand_in is not None and pool.stand_in.attached)
+        return bool(gate.lent or gate.waiting or gate.repairing or attached)
 
     def _coming_back(self) -> bool:
         """Whether a connection may still be returned. A leaked one is not: its task has ended without it."""

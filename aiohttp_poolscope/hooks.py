@@ -60,6 +60,7 @@ async def prepare(pool: Pool, hook: Any, db: ScopedConnection, slot: Slot[Link],
     first._end("on_acquire")
     if held is None:
         raise ConnectionReleased(f"pool {pool.key!r}: the connection was released or taken away in on_acquire")
+    db.reported = first.reported
     db._hold(slot)
 
 

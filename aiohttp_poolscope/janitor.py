@@ -40,7 +40,8 @@ class Janitor:
         self._rush = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._housekeeping = 0.0
-        self._seeking = 0.0
+        self._seeking: asyncio.Task[None] | None = None
+        self._sought = 0.0
 
     def start(self) -> None:
         """Begin."""
@@ -76,16 +77,25 @@ class Janitor:
         """Look at everything once."""
         pool = self._pool
         pool.gate.sweep(now)
+        for slot in tuple(pool.gate.slots):
+            slot.link.nudge()
         for slot, db in pool.holders():
             self._look_at_lease(slot, db, now)
         if now - self._housekeeping >= CALM:
             self._housekeeping = now
             for slot in pool.gate.idle_slots():
                 self._look_at_idle(slot, now)
-            if now - self._seeking >= SEEK_EVERY and not all(slot.link.in_role for slot in pool.gate.slots):
-                self._seeking = now
-                pool.spawn(pool.seek(), "seek")
+            self._look_for_role(now)
         pool.attend()
+
+    def _look_for_role(self, now: float) -> None:
+        """While a connection is to a server of another role than wanted: look for a better one now and then."""
+        pool = self._pool
+        if self._seeking is not None and not self._seeking.done():
+            self._sought = now
+        elif now - self._sought >= SEEK_EVERY and not all(slot.link.in_role for slot in pool.gate.slots):
+            self._sought = now
+            self._seeking = pool.spawn(pool.seek(), "seek")
 
     def _look_at_lease(self, slot: Slot[Link], db: ScopedConnection, now: float) -> None:
         pool, config = self._pool, self._pool.config

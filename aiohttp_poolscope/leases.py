@@ -47,7 +47,7 @@ def _where(db: ScopedConnection) -> str | None:
         return None
     while hasattr(handler, "func"):  # functools.partial
         handler = handler.func
-    name = getattr(handler, "__qualname__", repr(handler))
+    name = getattr(handler, "__qualname__", None) or type(handler).__qualname__  # not its repr: that is user's code
     code = getattr(handler, "__code__", None)
     return name if code is None else f"{code.co_filename}:{code.co_firstlineno} in {name}"
 

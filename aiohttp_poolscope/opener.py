@@ -53,19 +53,22 @@ class Opener:
             await self._open()
 
     async def reaches(self, limit: float) -> bool:
-        """Whether there is a connection after the next attempt, within ``limit`` seconds."""
+        """Whether the next attempt to connect succeeds within ``limit`` seconds."""
         self._asked = True
         self.attend()
+        opened = self._pool.opened
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit):
                 await self._attempted.wait()
-        return bool(self._pool.gate.slots)
+        return self._pool.opened > opened
 
     def _wanted(self) -> bool:
         gate = self._pool.gate
-        if gate.wants_opening() or (self._asked and not (gate.slots or gate.opening or gate.draining)):
+        if gate.wants_opening():
             return True
-        return not (self._pool.breaker.closed or gate.opening or gate.draining) and not gate.slots
+        # While the breaker is open somebody has to find out when the database is back, also with nobody waiting.
+        looking = self._asked or not self._pool.breaker.closed
+        return looking and not (gate.opening or gate.draining) and len(gate.slots) < gate.maxsize
 
     async def _run(self) -> None:
         pool = self._pool
@@ -88,8 +91,8 @@ class Opener:
             slot = Slot(await pool.driver.open())
             if pool.config.on_connect is not None:
                 await self._run_connect_hook(slot)
-                if pool.gate.closed:  # the hook swallowed its cancellation: nobody would close this connection any more
-                    raise asyncio.CancelledError
+            if pool.gate.closed:  # the user's code swallowed its cancellation: nobody would close this connection
+                raise asyncio.CancelledError
         except BaseException:
             if slot is not None:
                 slot.link.close()

@@ -22,7 +22,7 @@ from .breaker import Breaker
 from .budget import LIMITS, Limits, overdrawn
 from .connection import ScopedConnection
 from .drain import Drain
-from .driver import DatabaseError, Driver
+from .driver import Driver
 from .errors import (
     ClientGone,
     ConfigError,
@@ -51,7 +51,7 @@ T = TypeVar("T")
 
 logger = logging.getLogger("aiohttp_poolscope")
 
-DEMOTION_PAUSE = 1.0
+DEMOTION_PAUSE = 0.25
 """Seconds before a standby's connections are replaced once more because of a write."""
 
 STALLED = 60.0
@@ -108,6 +108,8 @@ class Pool:
         self.connect = Histogram()
         self.opened = self.closed = self.dead = self.repaired = self.abandoned = self.leaked = 0
         self.attached = 0
+        # Whose connections its borrowers get while its own database is away.
+        self.stand_in: Pool | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
@@ -275,9 +277,9 @@ class Pool:
             self.gate.repair(slot, now)
             self.repairs.begin(slot)
 
-    def came_late(self, slot: Slot[Link], db: ScopedConnection) -> None:
+    def came_late(self, db: ScopedConnection, since: float) -> None:
         """A lease that was reported as a leak has ended after all."""
-        held = time.monotonic() - slot.since
+        held = time.monotonic() - since
         logger.warning("pool %r: a connection came back after %.1f s: %r", self.key, held, describe(db, held))
 
     def drop(self, slot: Slot[Link]) -> None:
@@ -327,7 +329,7 @@ class Pool:
 
     async def _leave_standby(self, link: Link) -> None:
         """Replace every connection to a server that has become a standby, and try its host last."""
-        with contextlib.suppress(DatabaseUnavailable, DatabaseError, TimeoutError):
+        with contextlib.suppress(PoolScopeError, OSError):
             if await self.driver.is_standby(link):
                 logger.warning("pool %r: %s is a standby now; its connections are replaced", self.key, link.target)
                 self.driver.avoid(link.target)

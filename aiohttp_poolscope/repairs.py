@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from . import hooks
 from .driver import IDLE, DatabaseError
 from .errors import ConnectionReleased, PoolScopeError
+from .gate import SlotState
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -54,16 +55,21 @@ class Repairs:
     async def probe(self) -> bool | None:
         """Ping the idle connection that was used last: whether it, or any other, answered. None: none is idle."""
         pool = self._pool
+        asked = None
         for slot in reversed(pool.gate.idle_slots()):
-            if not slot.link.closed:
-                pool.gate.repair(slot, time.monotonic())
-                # Whoever asks may be cancelled; the ping goes on, and gives the connection back.
-                if await asyncio.shield(self.check(slot, "probe")):
-                    return True
-                # A firewall may have forgotten this one alone. The others have been asked because of it.
-                return any(await asyncio.shield(asyncio.gather(*self._checks)))
-            pool.bury(slot)
-        return None
+            if slot.state is not SlotState.IDLE:
+                continue
+            if slot.link.closed:
+                pool.bury(slot)
+                continue
+            pool.gate.repair(slot, time.monotonic())
+            asked = False
+            if await _any_answered({self.check(slot, "probe")}):
+                return True
+            # A firewall may have forgotten this one alone. Others have been asked because of it.
+            if await _any_answered(self._checks):
+                return True
+        return asked
 
     async def _repair(self, slot: Slot[Link]) -> None:
         await self._restore(slot, self._mend(slot), REPAIR_LIMIT)
@@ -125,3 +131,9 @@ class Repairs:
             await link.run(link.cursor(), "DISCARD ALL" if config.reset == "full" else config.reset)
             if config.reset == "full" and config.on_connect is not None:
                 await hooks.run(self._pool, config.on_connect, slot)
+
+
+async def _any_answered(checks: set[asyncio.Task[bool]]) -> bool:
+    # Whoever asks may be cancelled; the pings go on, and give their connections back.
+    done, _ = await asyncio.wait(tuple(checks)) if checks else ((), ())
+    return any(not task.cancelled() and task.result() for task in done)

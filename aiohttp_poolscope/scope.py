@@ -77,6 +77,7 @@ class PoolScope(Direct):
         self._hooked: web.Application | None = None
         self._marks: dict[tuple[Any, str], Mark] = {}
         self._replica: PoolScope | None = None
+        self._is_replica = False
         self._reads: Callable[[web.Request], bool] | None = None
 
     def __repr__(self) -> str:
@@ -98,15 +99,18 @@ class PoolScope(Direct):
 
         Handlers marked ``@poolscope.replica``, and requests for which ``when(request)`` is true, get their
         ``request["db"]`` from ``replica``; from this scope itself while that one is not running or its database is
-        away. It has to be set up in the application, too. A replica is behind: what was just written may be missing.
+        away. It has to be set up in the application, too; under its own key requests borrow at first use only, and
+        its end refuses nobody. A replica is behind: what was just written may be missing.
 
         Raises ConfigError when ``replica`` is not another scope, or ``when`` not a function.
         """
         if not isinstance(replica, PoolScope) or replica is self or replica.config.key == self.config.key:
             raise ConfigError(f"read_from(replica={replica!r}): must be another PoolScope, with a key of its own")
-        if when is not None and (not callable(when) or inspect.iscoroutinefunction(when)):
+        called = getattr(when, "__call__", None)  # noqa: B004  an object may be called, and be async in that
+        if when is not None and (called is None or any(map(inspect.iscoroutinefunction, (when, called)))):
             raise ConfigError(f"read_from(when={when!r}): must be a plain function of one argument, the request")
         self._replica, self._reads = replica, when
+        replica._is_replica = True
 
     async def cleanup_ctx(self, app: web.Application) -> AsyncIterator[None]:
         """Open the pool, and at the end drain and close it. For ``app.cleanup_ctx``."""
@@ -153,7 +157,7 @@ class PoolScope(Direct):
         pool = self._pool
         match: AbstractMatchInfo = request.match_info
         if pool is None or pool.drain.begun:
-            return await self._answer_while_draining(request, handler)
+            return await (handler(request) if self._is_replica else self._answer_while_draining(request, handler))
         around = request.get(self.key) if len(request) else None
         # Unmatched, or attached already by the same scope in an outer application. Another scope with the same key
         # gives way to this one: its connection may be to another database.
@@ -162,8 +166,7 @@ class PoolScope(Direct):
         mark = self._mark(match.handler, request.method)
         if mark.acquire == "none" or (self.config.skip is not None and self.config.skip(request)):
             return await _answered(request, handler)
-        pool = pool if self._replica is None else self._pool_to_read(pool, self._replica, mark, request)
-        db = ScopedConnection(pool)
+        db = ScopedConnection(pool if self._replica is None else self._pool_to_read(pool, self._replica, mark, request))
         db.client = request
         db.route = request.match_info.route
         db.method = request.method
@@ -174,7 +177,7 @@ class PoolScope(Direct):
         pool.attached += 1
         try:
             if self._is_eager(mark, request):
-                await self._borrow(pool, db, request)
+                await self._borrow(db._pool, db, request)
             db.running = True
             if mark.transaction is not None:
                 response = await _in_transaction(db, mark.transaction, request, handler)
@@ -195,8 +198,8 @@ class PoolScope(Direct):
         return response
 
     async def _borrow(self, pool: Pool, db: ScopedConnection, request: web.Request) -> None:
-        if self.config.on_acquire is not None or not pool.lend(db):
-            await pool.borrow(db)
+        if pool.config.on_acquire is not None or not pool.lend(db):
+            await db._lent()
             _must_be_there(request)
 
     def _is_ours(self, attached: Any) -> bool:
@@ -207,7 +210,12 @@ class PoolScope(Direct):
         """The pool for this request: the replica's, if it may be and can be."""
         pool = replica._pool
         reads = mark.replica or (self._reads is not None and self._reads(request))
-        return own if not reads or pool is None or pool.drain.begun or pool.unreachable else pool
+        if not reads or pool is None or pool.drain.begun:
+            return own
+        if not pool.gate.slots and (pool.opener.problem or pool.gate.opening):  # do not wait for what may not come
+            return own
+        pool.stand_in = own
+        return pool
 
     def _is_eager(self, mark: Mark, request: web.Request) -> bool:
         how = mark.acquire or self.config.acquire
@@ -221,7 +229,10 @@ class PoolScope(Direct):
         mark = self._marks.get(key)
         if mark is None:
             of_files = isinstance(getattr(handler, "__self__", None), web.StaticResource)
-            mark = self._marks[key] = Mark(acquire="none") if of_files else mark_of(handler, method)
+            mark = Mark(acquire="none") if of_files else mark_of(handler, method)
+            if self._is_replica and mark.acquire != "none":  # the other marks are about the scope that reads from it
+                mark = Mark(acquire="lazy")
+            self._marks[key] = mark
         return mark
 
     async def _answer_while_draining(self, request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -49,15 +49,17 @@ QUERY: Final = re.compile(r"[\s(;']*+(?:SELECT|WITH|VALUES|INSERT|UPDATE|DELETE|
 
 QUOTED: Final = re.compile(
     rf"""
-      \bE'(?:[^'\\]++|\\.|'')*+(?:'|\Z)
-    | (?!'{FOLLOWED}')'(?:[^']++|'')*+(?:'|\Z)
+      (?P<kept>'{FOLLOWED}')
+    | \bE'(?:[^'\\]++|\\.|'')*+(?:'|\Z)
+    | '(?:[^']++|'')*+(?:'|\Z)
     | "(?:[^"]++|"")*+(?:"|\Z)
     | (?<![\w$])\$(?P<tag>(?:[^\W\d]\w*+)?+)\$.*?(?:\$(?P=tag)\$|\Z)
     | {COMMENT}
+    | /\*.*
     """,
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
-"""Literals, quoted names and comments; but not the names of FOLLOWED, for set_config()."""
+"""Literals, quoted names and comments, also without their end. ``kept``: what set_config() may be told."""
 
 CALL: Final = re.compile(
     rf"""
@@ -103,6 +105,6 @@ def needs_session(sql: object) -> str | None:
     if found is None and (
         "advisory_lock" in text or "set_config" in text or "ADVISORY_LOCK" in text or "SET_CONFIG" in text
     ):
-        plain = QUOTED.sub("''", text)
+        plain = QUOTED.sub(lambda each: each["kept"] or "''", text)
         found = CALL.search(plain) if QUERY.match(plain) else None
     return None if found is None else REASONS[str(found.lastgroup)]

@@ -75,10 +75,11 @@ SEEK_EVERY = 5.0
 class _Search:
     """What one search is for, and the server of the other role that it has met and would make do with."""
 
-    def __init__(self, standby: bool | None, *, lenient: bool, hasty: bool) -> None:
+    def __init__(self, standby: bool | None, failures: int, *, lenient: bool, hasty: bool) -> None:
         self._standby = standby
         self._lenient = lenient
         self._hasty = hasty
+        self.failures = failures
         self.spare: Link | None = None
 
     async def takes(self, link: Link) -> bool:
@@ -119,6 +120,7 @@ class Targets:
         self._sslmode = config.params.get("sslmode", "prefer")
         self._modes: dict[Target, str] = {}
         self._in_vain_until = float("-inf")
+        self._failures = 0
 
     async def open(self, connect: Connect, *, lenient: bool = True) -> Link:
         """Connect to the first host that answers and has the wanted role.
@@ -128,15 +130,15 @@ class Targets:
         """
         lenient = lenient and self._role == "prefer-standby"
         hasty = lenient and time.monotonic() < self._in_vain_until
-        search = _Search(ROLES[self._role], lenient=lenient, hasty=hasty)
+        search = _Search(ROLES[self._role], self._failures, lenient=lenient, hasty=hasty)
         try:
             return await self._search(connect, search)
         except DatabaseUnavailable:
+            self._in_vain_until = time.monotonic() + 2 * SEEK_EVERY  # another look comes before that
             if search.spare is None:
                 raise
-            self._in_vain_until = time.monotonic() + SEEK_EVERY
             found, search.spare = search.spare, None
-            self._worked(found)
+            self._worked(found, search)
             return found
         finally:
             search.close()
@@ -174,7 +176,7 @@ class Targets:
                     continue
                 self._modes[target] = mode
                 if await search.takes(link):
-                    self._worked(link)
+                    self._worked(link, search)
                     return link
                 problem = DatabaseUnavailable(search.missed())
                 break
@@ -205,14 +207,16 @@ class Targets:
             yield known
         yield from (mode for mode in modes if mode != known)
 
-    def _worked(self, link: Link) -> None:
-        """Try its host first from now on."""
-        self._hosts.sort(key=lambda host: not link.target.of(host))
+    def _worked(self, link: Link, search: _Search) -> None:
+        """Try its host first from now on, unless one has failed since the search began: it may be this one."""
+        if search.failures == self._failures:
+            self._hosts.sort(key=lambda host: not link.target.of(host))
         if link.fitting:
             self._in_vain_until = float("-inf")
 
     def failed(self, target: Target) -> None:
         """Try its host last from now on."""
+        self._failures += 1
         self._hosts.sort(key=target.of)
 
 

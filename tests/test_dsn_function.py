@@ -117,3 +117,30 @@ def test_it_is_not_asked_too_early() -> None:
     """Making a scope connects to nothing, and asks nobody."""
     scope = poolscope.PoolScope(lambda: pytest.fail("asked"), maxsize=3)
     assert scope.config.maxsize == 3
+
+
+async def test_one_that_cancels_itself(make_scope: Any, dsn: str) -> None:
+    """A function that raises CancelledError by itself is a connect that failed, and not the end of the opener."""
+
+    def where() -> str:
+        raise asyncio.CancelledError
+
+    with pytest.raises(DatabaseUnavailable, match="was cancelled, by itself"):
+        async with make_scope(where):
+            pass
+
+
+async def test_a_token_forgets_nothing(make_scope: Any, dsn: str) -> None:
+    """A DSN that differs in its password only leads to the same hosts, in the order that was found to work."""
+    tokens = iter(range(100))
+    host = dsn.partition("host=")[2].partition("&")[0]
+    query = f"host=/nowhere,{host}&port=5432,5432" if "host=" in dsn else None
+    if query is None:
+        pytest.skip("POOLSCOPE_TEST_DSN is not by a Unix socket")
+    database = dsn.partition("?")[0].rpartition("/")[2]
+    async with make_scope(lambda: f"postgresql://postgres:{next(tokens)}@/{database}?{query}", maxsize=2) as scope:
+        targets = scope._pool.driver._targets
+        assert targets._hosts[0].host == host
+        scope.expire()
+        await scope.fetchval("SELECT 1")
+        assert scope._pool.driver._targets is targets

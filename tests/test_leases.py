@@ -285,3 +285,23 @@ async def test_the_balance_of_the_numbers(dsn: str, serve: Serve, cancellation: 
         assert before.lent < stats.lent
         with pytest.raises(dataclasses.FrozenInstanceError):
             stats.lent = 0  # type: ignore[misc]
+
+
+async def test_a_handler_whose_repr_fails(dsn: str, serve: Serve) -> None:
+    """What describes a lease runs no code of the user's: a report that fails would lose the connection."""
+
+    class Odd:
+        async def __call__(self, request: web.Request) -> web.Response:
+            return web.json_response([lease.where for lease in scope.leases()])
+
+        def __repr__(self) -> str:
+            raise AttributeError("not yet")
+
+    app = web.Application()
+    app.router.add_get("/", Odd().__call__)
+    scope = poolscope.setup(app, dsn)
+    async with serve(app) as served:
+        status, text = await served.get("/")
+        assert status == 200
+        assert "Odd" in text
+        assert scope.stats().in_use == 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
-from aiohttp_poolscope.errors import ConnectionReleased, DatabaseUnavailable
+from aiohttp_poolscope.errors import ConnectionReleased, DatabaseUnavailable, PoolExhausted
 
 from .conftest import Audit, Database, until
 from .wire import wired
@@ -157,3 +157,18 @@ async def test_a_slow_connect_delays_nobody(make_scope: Any, database: Database)
                 assert await asyncio.gather(*waiting) == [1] * 3
             assert scope.stats().opening == 1
             wire.hang = False
+
+
+async def test_the_breaker_closes_with_nobody_waiting(make_scope: Any, database: Database) -> None:
+    """Opened by attempts to add a connection, it closes when the database answers, though one is there all along."""
+    with wired(database) as wire:
+        settings = {"minsize": 1, "maxsize": 2, "breaker_failures": 2, "breaker_reset": 0.05, "acquire_timeout": 1.0}
+        async with make_scope(wire.dsn, **settings) as scope:
+            wire.refuse()
+            async with scope.acquire():
+                with pytest.raises(PoolExhausted):
+                    await scope.fetchval("SELECT 1")
+            await until(lambda: scope.stats().breaker != "closed")
+            assert await scope.trouble() is None
+            wire.accept()
+            await until(lambda: scope.stats().breaker == "closed")

@@ -268,3 +268,16 @@ def test_what_an_error_calls_a_target() -> None:
     assert str(Target("db.example", "10.0.0.1", 5432)) == "db.example:5432 (10.0.0.1)"
     assert str(Target("10.0.0.1", "10.0.0.1", 5432)) == "10.0.0.1:5432"
     assert str(Target("/run/postgresql", None, 5433)) == "/run/postgresql:5433"
+
+
+async def test_a_role_that_cannot_be_asked_for(database: Database) -> None:
+    """A server that fails when asked for its role is not what was looked for: the next host is tried."""
+    database.sql(
+        "CREATE FUNCTION public.pg_is_in_recovery() RETURNS boolean LANGUAGE sql AS 'SELECT (1/0)::text::bool'"
+    )
+    with wired(database) as wire:
+        wire.swap = (b"in_hot_standby", b"in_hot_standbx")
+        settings = {"target": "primary", "options": "-c search_path=public,pg_catalog"}
+        with pytest.raises(DatabaseUnavailable, match="does not tell its role: division by zero"):
+            async with linked(wire.dsn, **settings):
+                pass

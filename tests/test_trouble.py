@@ -100,3 +100,31 @@ async def test_one_who_is_cancelled_loses_nothing(make_scope: Any, database: Dat
             wire.frozen = False
             await until(lambda: scope.stats().idle == 1)
             assert scope.stats().opened == 1
+
+
+async def test_one_long_lease_is_no_trouble(make_scope: Any) -> None:
+    """All that there are in use for long, and room for more: another one is opened before anybody is told."""
+    async with make_scope(minsize=1, maxsize=3, statement_timeout=0.1) as scope, scope.acquire():
+        scope._pool.gate.slots.copy().pop().since -= 10
+        assert scope._pool.stalled()
+        assert await scope.trouble() is None
+        assert scope.stats().size == 2
+
+
+async def test_stalled(make_scope: Any) -> None:
+    """All of maxsize in use for longer than a statement may take is said."""
+    async with make_scope(maxsize=1, statement_timeout=0.1) as scope, scope.acquire():
+        scope._pool.gate.slots.copy().pop().since -= 10
+        assert await scope.trouble() == "stalled"
+
+
+async def test_while_it_ends(make_scope: Any, database: Database) -> None:
+    """An end that begins meanwhile is what is said, and not that the one who asks was cancelled."""
+    with wired(database) as wire:
+        async with make_scope(wire.dsn, maxsize=1, drain_grace=0.0, drain_timeout=0.1) as scope:
+            wire.frozen = True
+            asking = asyncio.ensure_future(scope.trouble())
+            await until(lambda: scope.stats().repairing == 1)
+            scope.begin_drain()
+            assert await asking in ("draining", "closed")
+            wire.frozen = False

@@ -13,7 +13,7 @@ from aiopg.utils import ClosableQueue
 
 from ..errors import ConnectionBusy, DatabaseUnavailable, PoolScopeError, QueryTimeout
 from ..session import needs_session
-from .mends import request_cancel
+from .mends import readable, request_cancel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,6 +75,7 @@ class Link:
     ``cancelling`` is there while a request to cancel is on its way to the server.
     ``verdict`` is why somebody else closed it, as the error its user gets.
     ``demoted`` is called when a write meets a read-only transaction; None where that is no surprise.
+    ``generation``: which of the addresses that a DSN function has named it came from.
     ``role``: whether it was to be a standby, None if no matter; ``fitting``: whether it was when it was opened.
     """
 
@@ -89,6 +90,7 @@ class Link:
         "cancelling",
         "demoted",
         "fitting",
+        "generation",
         "pgbouncer",
         "raw",
         "role",
@@ -106,6 +108,7 @@ class Link:
         self.pgbouncer = pgbouncer
         self.role: bool | None = None
         self.fitting = True
+        self.generation = 0
         self.demoted: Callable[[Link], None] | None = None
         self.running_since: float | None = None
         self.verdict: PoolScopeError | None = None
@@ -165,13 +168,16 @@ class Link:
         return self.fitting if told is None or self.role is None else told is self.role
 
     async def is_standby(self) -> bool:
-        """Whether the server is a read-only standby, asking it if need be."""
+        """Whether the server is a read-only standby, asking it if need be. Raises DatabaseUnavailable."""
         told = self.in_standby
-        if told is None:
+        if told is not None:
+            return told
+        try:
             cursor = self.raw.cursor()  # whose rows are tuples
             await self.run(cursor, "SELECT pg_is_in_recovery()")
             return self.reading(cursor.fetchone)[0] is True
-        return told
+        except (psycopg2.Error, QueryTimeout) as error:
+            raise DatabaseUnavailable(f"{self.target} does not tell its role: {in_words(error)}") from error
 
     def cursor(self) -> Any:
         """The one psycopg2 cursor that statements share."""
@@ -253,6 +259,12 @@ class Link:
                 self._overdue.cancel()
                 self._overdue = None
 
+    def nudge(self) -> None:
+        """Read what has arrived, if the event loop does not tell: uvloop stops watching a socket that has an error."""
+        aio = self.aio
+        if not self.closed and aio._fileno is not None and readable(aio._fileno):
+            aio._ready(aio._weakref)
+
     def overdue(self, limit: float) -> None:
         """The statement in flight has had its ``limit`` seconds: cancel it on the server, or else close."""
         if self._overdue is None:
@@ -330,8 +342,7 @@ class Link:
             raise DatabaseUnavailable(f"the connection to {self.target} died: {in_words(error)}") from error
         if error.pgcode == READ_ONLY and self.demoted is not None and (standby := self.in_standby) is not False:
             self.demoted(self)
-            # Where the server does not say, a transaction may have been made READ ONLY; a statement by itself was not.
-            if standby or self.status == IDLE:
+            if standby:  # else the transaction, or the role, may have been made read-only
                 raise DatabaseUnavailable(f"{self.target} is a standby and takes no writes") from error
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from asyncio import Future
     from collections.abc import Callable, Sequence
 
-__all__ = ("PollingSelect", "request_cancel")
+__all__ = ("PollingSelect", "readable", "request_cancel")
 
 
 class PollingSelect:
@@ -42,6 +42,13 @@ class PollingSelect:
         if bad:
             raise OSError(errno.EBADF, "bad file descriptor")
         return [descriptor for descriptor, _ in ready], [], []
+
+
+def readable(descriptor: int) -> bool:
+    """Whether there is something to read, be it an error or the end."""
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    return bool(poller.poll(0))
 
 
 def _forget(descriptor: int) -> None:

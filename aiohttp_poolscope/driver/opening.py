@@ -45,6 +45,8 @@ class Driver:
         self, config: PoolConfig, application_name: str, demoted: Callable[[Link], None] | None = None
     ) -> None:
         self._demoted = demoted
+        self._config = config
+        self._targets = Targets(config)
         self._generation = 0
         self._pools: dict[tuple[object, ...], aiopg.Pool] = {}
         self._check_interval = config.abandon_interval is not None
@@ -54,9 +56,10 @@ class Driver:
 
     def _use(self, config: PoolConfig) -> None:
         """Connect to where this says from now on."""
-        self._config = config
-        self._targets = Targets(config)
-        self._generation += 1
+        before, self._config = self._config, config
+        if (before.hosts, before.target, before.params) != (config.hosts, config.target, config.params):
+            self._targets = Targets(config)
+            self._generation += 1
         self._params = dict(config.params)
         # What could make libpq change to a second socket, which aiopg would never see.
         self._params.pop("fallback_application_name", None)
@@ -78,6 +81,7 @@ class Driver:
     async def finds_role(self) -> bool:
         """Whether a server of the role that is looked for can be reached."""
         try:
+            await self._follow()
             (await self._targets.open(self._connect, lenient=False)).close()
         except DatabaseUnavailable:
             return False
@@ -88,6 +92,8 @@ class Driver:
     async def is_standby(self, link: Link) -> bool:
         """Whether the server behind a link is a standby, asked on a connection of its own if it does not say."""
         told = link.in_standby
+        if told is None and link.generation != self._generation:
+            return False  # it ends by itself, and what we know now is not for where it leads
         if told is None:
             async with asyncio.timeout(self._config.connect_timeout):
                 other = await self._targets.again(self._connect, link.target)
@@ -169,6 +175,7 @@ class Driver:
                 **params,
             )
         link = Link(await pool.acquire(), pool, target, self._rows, pgbouncer=self._config.pgbouncer)
+        link.generation = self._generation
         # Of a standby that was looked for, or in sessions that are read-only anyway, nobody expects to write.
         if not self._config.readonly and self._config.target in ("any", "primary"):
             link.demoted = self._demoted
@@ -198,5 +205,10 @@ async def _asked(function: Callable[[], Any], what: str, limit: float) -> Any:
         async with asyncio.timeout(limit):
             said = function()
             return await said if inspect.isawaitable(said) else said
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise DatabaseUnavailable(f"the {what} function was cancelled, by itself") from error
     except Exception as error:  # somebody else's code: a connect that failed, like any other
         raise DatabaseUnavailable(f"the {what} function failed: {error!r}") from error
