@@ -77,8 +77,6 @@ class Janitor:
         """Look at everything once."""
         pool = self._pool
         pool.gate.sweep(now)
-        for slot in tuple(pool.gate.slots):
-            slot.link.nudge()
         for slot, db in pool.holders():
             self._look_at_lease(slot, db, now)
         if now - self._housekeeping >= CALM:

@@ -13,7 +13,7 @@ from aiopg.utils import ClosableQueue
 
 from ..errors import ConnectionBusy, DatabaseUnavailable, PoolScopeError, QueryTimeout
 from ..session import needs_session
-from .mends import readable, request_cancel
+from .mends import go_on, request_cancel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -243,7 +243,7 @@ class Link:
         timer = None if timeout is None else self._loop.call_later(timeout, self.overdue, timeout)
         try:
             cursor.execute(sql, params)
-            aio._ready(aio._weakref)
+            go_on(aio._weakref)
             await waiter
         except psycopg2.Error as error:
             self._after(error)
@@ -258,12 +258,6 @@ class Link:
             if self._overdue is not None:
                 self._overdue.cancel()
                 self._overdue = None
-
-    def nudge(self) -> None:
-        """Read what has arrived, if the event loop does not tell: uvloop stops watching a socket that has an error."""
-        aio = self.aio
-        if not self.closed and aio._fileno is not None and readable(aio._fileno):
-            aio._ready(aio._weakref)
 
     def overdue(self, limit: float) -> None:
         """The statement in flight has had its ``limit`` seconds: cancel it on the server, or else close."""
@@ -284,7 +278,7 @@ class Link:
                     if self.cancelling is None:
                         self.cancel()
                     aio._waiter = waiter = self._loop.create_future()
-                    aio._ready(aio._weakref)
+                    go_on(aio._weakref)
                     with contextlib.suppress(psycopg2.Error):  # how it ended is nobody's business any more
                         await waiter
                 if self.cancelling is not None:

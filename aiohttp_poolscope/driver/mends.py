@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from asyncio import Future
     from collections.abc import Callable, Sequence
 
-__all__ = ("PollingSelect", "readable", "request_cancel")
+__all__ = ("PollingSelect", "go_on", "request_cancel")
 
 
 class PollingSelect:
@@ -44,13 +44,6 @@ class PollingSelect:
         return [descriptor for descriptor, _ in ready], [], []
 
 
-def readable(descriptor: int) -> bool:
-    """Whether there is something to read, be it an error or the end."""
-    poller = select.poll()
-    poller.register(descriptor, select.POLLIN)
-    return bool(poller.poll(0))
-
-
 def _forget(descriptor: int) -> None:
     """Take a closed descriptor out of the loop. aiopg would leave the writer of a connect that was refused in it.
 
@@ -64,6 +57,42 @@ def _forget(descriptor: int) -> None:
 
 
 aiopg.connection.select = PollingSelect  # type: ignore[attr-defined,assignment]
+
+
+go_on = aiopg.connection.Connection._ready
+"""aiopg's own: take the next step of what is under way on a connection."""
+
+
+def _ready(weak_self: Any) -> None:
+    """What the event loop calls: go on, and on, where the connection has ended and libpq has not noticed yet.
+
+    uvloop tells of a reset once, and then watches the descriptor no more. aiopg reads once each time it is told: with
+    something of an answer before the reset, a statement (or a connect) would wait for its time-out.
+    """
+    go_on(weak_self)
+    aio = weak_self()
+    if aio is None or isinstance(aio._loop, asyncio.BaseEventLoop):  # asyncio's own tells until it is read
+        return
+    waiter = aio._waiter
+    if (waiter is None or not waiter.done()) and _has_ended(aio._fileno):
+        aio._loop.call_soon(_again, weak_self, waiter)
+
+
+def _again(weak_self: Any, waiter: Future[None] | None) -> None:
+    aio = weak_self()
+    if aio is not None and aio._waiter is waiter and not (waiter is not None and waiter.done()):
+        _ready(weak_self)
+
+
+def _has_ended(descriptor: int | None) -> bool:
+    if descriptor is None:
+        return False
+    poller = select.poll()
+    poller.register(descriptor, 0)  # errors and hang-ups are always told; the former only until somebody has read them
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poller.poll(0))
+
+
+aiopg.connection.Connection._ready = staticmethod(_ready)  # type: ignore[method-assign]
 
 
 def _load_cancel() -> Any:
