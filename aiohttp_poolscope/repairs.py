@@ -94,7 +94,8 @@ class Repairs:
                 await work
             done = True
         except (DatabaseError, PoolScopeError, TimeoutError) as error:
-            logger.info("pool %r: a connection is closed: %s", pool.key, error)
+            said = str(error) or f"no answer within {limit:g} s"
+            logger.info("pool %r: a connection is closed: %s", pool.key, said)
         finally:
             now = time.monotonic()
             if done and slot.link.clean and now < slot.expires and not pool.gate.closed:

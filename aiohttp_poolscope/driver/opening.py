@@ -26,6 +26,9 @@ __all__ = ("Driver",)
 
 CHECK_INTERVAL = "client_connection_check_interval"
 
+PGBOUNCER = "unsupported startup parameter"
+"""How PgBouncer refuses options; PostgreSQL has other words."""
+
 ROWS: Final[dict[str, Any]] = {
     "tuple": None,
     "dict": psycopg2.extras.RealDictCursor,
@@ -135,7 +138,8 @@ class Driver:
                 self._check_interval = False  # before PostgreSQL 14, or a platform that cannot watch a socket
                 return await self._acquire(target, mode, password)
         except (psycopg2.Error, RuntimeError, AssertionError) as error:  # aiopg asserts that it did not die at once
-            raise DatabaseUnavailable(in_words(error)) from error
+            hint = " (is this PgBouncer? then set pgbouncer=True)" if PGBOUNCER in str(error) else ""
+            raise DatabaseUnavailable(in_words(error) + hint) from error
 
     async def _follow(self) -> None:
         """Ask the function that knows where the database is, if there is one."""
