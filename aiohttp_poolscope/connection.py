@@ -79,6 +79,7 @@ class ScopedConnection(Statements):
         "_slot",
         "_streaming",
         "client",
+        "handling",
         "method",
         "reported",
         "route",
@@ -102,6 +103,7 @@ class ScopedConnection(Statements):
         self.route: Any = None
         self.method: str | None = None
         self.task: Any = None
+        self.handling = False
         self.running = True
         self.reported = False
         self.where: tuple[tuple[Any, int], ...] | None = None
@@ -410,7 +412,7 @@ def _callers(*, every: bool) -> tuple[tuple[Any, int], ...] | None:
     They are put into words only when somebody asks.
     """
     frame: Any = sys._getframe(2)
-    while frame is not None and frame.f_globals.get("__package__") == __package__:
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (__package__, "contextlib"):
         frame = frame.f_back
     found = []
     while frame is not None:

@@ -67,6 +67,7 @@ class Direct:
         around = current.get()
         if around is not None:
             db.client, db.route, db.method = around.client, around.route, around.method
+            db.handling = db.task is around.task  # and not a task that the handler has made
         return Acquisition(db, timeout)
 
     @contextlib.asynccontextmanager

@@ -356,7 +356,7 @@ class Gate(Generic[L]):
             return
         while self._waiters:
             oldest = next(iter(self._waiters))
-            # Without any connection this is an outage, not an overload: those who wait are waiting it out.
+            # Without a connection that is known to live this is an outage, not an overload: it is waited out.
             since = max(oldest.since, self._up_since)
             waited = now - since
             if waited > floor and oldest.gone():
@@ -364,6 +364,7 @@ class Gate(Generic[L]):
             elif (
                 waited <= floor
                 or not self.slots
+                or (self.checking and not self.lent)
                 # For each of them there is a connection that nobody has: slow to open or to check, but no overload.
                 or len(self._waiters) + self.lent <= self.maxsize
                 or waited <= (target := self._normal_wait(now, floor))

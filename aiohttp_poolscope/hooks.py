@@ -43,6 +43,7 @@ async def prepare(pool: Pool, hook: Any, db: ScopedConnection, slot: Slot[Link],
     """
     first = ScopedConnection(pool, once=True)
     first.client, first.route, first.method, first.task = db.client, db.route, db.method, db.task
+    first.handling = db.handling
     db._slot = db._link = None
     first._hold(slot)
     try:

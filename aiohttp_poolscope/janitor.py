@@ -9,7 +9,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from typing import TYPE_CHECKING
+import weakref
+from typing import TYPE_CHECKING, Any
 
 from .errors import QueryTimeout
 from .leases import describe
@@ -42,6 +43,7 @@ class Janitor:
         self._housekeeping = 0.0
         self._seeking: asyncio.Task[None] | None = None
         self._sought = 0.0
+        self._cancelled: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
 
     def start(self) -> None:
         """Begin."""
@@ -104,9 +106,10 @@ class Janitor:
             logger.warning("pool %r: a connection is held for %.1f s: %r", pool.key, held, describe(db, held))
         if config.max_lease is not None and held > config.max_lease:
             db._revoke(f"it was held for more than max_lease ({config.max_lease:g} s)")
-        elif config.cancel_abandoned and db.method in ("GET", "HEAD") and _client_left(db):
-            task, db.task = db.task, None  # once: a second one would interrupt the handler's own cleaning up
-            task.cancel("the client has left")
+        # Once: a second one would interrupt the handler's own cleaning up.
+        elif config.cancel_abandoned and _client_left(db) and db.task not in self._cancelled:
+            self._cancelled.add(db.task)
+            db.task.cancel("the client has left")
         self._look_at_statement(slot.link, now)
 
     def _look_at_statement(self, link: Link, now: float) -> None:
@@ -135,5 +138,7 @@ def _longer(age: float, limit: float | None) -> bool:
 
 
 def _client_left(db: ScopedConnection) -> bool:
-    request = db.client  # a task that the handler has left behind is not its request's
-    return request is not None and db.task is not None and db.task is request.task and request.transport is None
+    """Whether it is a GET or HEAD that nobody waits for any more."""
+    if db.method not in ("GET", "HEAD") or not db.handling or db.task is None:
+        return False
+    return db.client is not None and db.client.transport is None

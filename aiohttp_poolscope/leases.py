@@ -22,7 +22,7 @@ def describe(db: ScopedConnection, held: float) -> Lease:
     resource = getattr(db.route, "resource", None)
     return Lease(
         method=db.method,
-        path=None if request is None else request.path,
+        path=None if request is None else request.rel_url.raw_path,  # decoded, it could break a log line
         route=None if resource is None else resource.canonical,
         request_id=None if request is None else request_id(request),
         task=None if db.task is None else db.task.get_name(),

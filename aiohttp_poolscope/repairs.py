@@ -72,19 +72,25 @@ class Repairs:
         return asked
 
     async def _repair(self, slot: Slot[Link]) -> None:
-        await self._restore(slot, self._mend(slot), REPAIR_LIMIT)
+        try:
+            await self._restore(slot, self._mend(slot), REPAIR_LIMIT)
+        finally:
+            self._pool.attend()
 
     async def _check(self, slot: Slot[Link]) -> bool:
-        if await self._restore(slot, slot.link.ping(), PING_LIMIT):
-            return True
-        # A network that is silent is silent for all: they are asked together, not one after the other.
-        pool, now = self._pool, time.monotonic()
-        for other in pool.gate.idle_slots():
-            if now - other.since > pool.config.check_after_idle:
-                pool.gate.repair(other, now)
-                self.check(other)
-        pool.attend()
-        return False
+        pool, answered = self._pool, False
+        try:
+            answered = await self._restore(slot, slot.link.ping(), PING_LIMIT)
+        finally:
+            if not answered:
+                # A network that is silent is silent for all: they are asked together, not one after the other.
+                now = time.monotonic()
+                for other in pool.gate.idle_slots():
+                    if now - other.since > pool.config.check_after_idle:
+                        pool.gate.repair(other, now)
+                        self.check(other)
+            pool.attend()
+        return answered
 
     async def _restore(self, slot: Slot[Link], work: Coroutine[Any, Any, None], limit: float) -> bool:
         """Do ``work`` on a connection; afterwards it is free again, or gone. Whether the work succeeded."""
@@ -102,7 +108,6 @@ class Repairs:
                 pool.gate.give(slot, now)
             else:
                 pool.drop(slot)
-            pool.attend()
         return done
 
     async def _mend(self, slot: Slot[Link]) -> None:

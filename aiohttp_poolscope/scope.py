@@ -170,7 +170,8 @@ class PoolScope(Direct):
         db.client = request
         db.route = request.match_info.route
         db.method = request.method
-        db.task = request.task
+        db.task = asyncio.current_task()  # not request.task: that is the connection's, and waits for this one
+        db.handling = True
         db.running = False
         request[self.key] = db
         current.set(db)

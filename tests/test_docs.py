@@ -56,7 +56,7 @@ FENCE = re.compile(
 )
 CODE_DSN = re.compile(r"postgresql://[\w,]+/\w+(\??)")
 
-INTERNAL = {"client", "held", "method", "reported", "route", "running", "task", "where", "who"}
+INTERNAL = {"client", "handling", "held", "method", "reported", "route", "running", "task", "where", "who"}
 """What the scope and the pool keep on a connection: no promise to a handler."""
 
 WITHOUT_EFFECT = {"slow_threshold"}

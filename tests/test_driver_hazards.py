@@ -221,7 +221,7 @@ async def test_settling_is_one_users_business(database: Database) -> None:
 async def test_an_error_that_arrives_with_the_cancellation(dsn: str) -> None:
     """A statement that fails in the tick in which its task is cancelled leaves no complaint about a lost error."""
     async with linked(dsn) as link:
-        statement = asyncio.ensure_future(ask(link, "SELECT 1 / length(pg_sleep(0.02)::text)"))
+        statement = asyncio.ensure_future(ask(link, "SELECT 1 / length(pg_sleep(0.2)::text)"))
         loop = asyncio.get_running_loop()
 
         def at_once() -> None:

@@ -71,6 +71,8 @@ class GateMachine(RuleBasedStateMachine):
         full = len(self.line) + len(self.held) + len(self.handed) >= self.room
         standing = self.gate.standing
         self.gate.join(borrower, self.now)
+        if self.unsure():
+            self.seen_late = None
         self.settle(standing, full=full)
         if borrower.outcome is None:
             self.line.append(borrower)
@@ -171,7 +173,7 @@ class GateMachine(RuleBasedStateMachine):
         self.settle(standing, swept=True)
         oldest = self.line[0] if self.line else None
         overload = len(self.line) + len(self.held) + len(self.handed) > self.gate.maxsize
-        if oldest is None or not self.late(oldest) or not self.gate.slots or not overload:
+        if oldest is None or not self.late(oldest) or not self.gate.slots or not overload or self.unsure():
             self.seen_late = None
         elif self.seen_late is None or self.seen_late[0] is not oldest:
             self.seen_late = (oldest, self.now)
@@ -190,6 +192,10 @@ class GateMachine(RuleBasedStateMachine):
     def late(self, borrower: Borrower) -> bool:
         """Whether it waits longer than is normal, the time without any connection not counted."""
         return self.target is not None and self.now - max(borrower.since, self.up_since) > self.target
+
+    def unsure(self) -> bool:
+        """Whether connections are being checked, and none is known to live: that is no overload."""
+        return bool(self.checked) and not (self.held or self.handed)
 
     def free(self, slot: Slot[int]) -> None:
         standing, heir = self.gate.standing, self.heir()

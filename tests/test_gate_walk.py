@@ -48,11 +48,11 @@ CASES = (
     Case(2, 3, running=True, minsize=1, states=1000),
     Case(3, 4, states=1000),
     Case(1, 2, target=STEP, leases=True, states=3000),
-    Case(1, 3, target=STEP, states=4000),
-    Case(1, 3, target=STEP, max_waiting=1, states=800),
+    Case(1, 3, target=STEP, states=3000),
+    Case(1, 3, target=STEP, max_waiting=1, states=600),
 )
 
-LARGE = Case(2, 3, target=STEP, states=10_000)
+LARGE = Case(2, 3, target=STEP, states=8_000)
 
 
 BORROWER = (*Waiter.__slots__, *Borrower.__slots__)

@@ -72,7 +72,9 @@ async def test_a_lease_tells_its_request(dsn: str, serve: Serve) -> None:
     tasks: list[str] = []
 
     async def handler(request: web.Request) -> web.Response:  # eager
-        tasks.append(request.task.get_name())
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.append(task.get_name())
         return await room.stay()
 
     async with held_by(dsn, serve, handler, room, "/users/7", headers={"X-Request-ID": "abc-123"}) as lease:

@@ -86,7 +86,7 @@ async def test_repair_is_ours(make_scope: Any, database: Database) -> None:
         assert [task.get_name() for task in pool._tasks if "repair" in task.get_name()] == ["poolscope db: repair"]
         assert scope.stats().repairing == 1
         await until(lambda: scope.stats().idle == 1)
-        assert not [task for task in pool._tasks if "repair" in task.get_name()]
+        await until(lambda: not [task for task in pool._tasks if "repair" in task.get_name()])
 
 
 async def test_closed_while_it_repairs(make_scope: Any, database: Database, audit: Audit) -> None:

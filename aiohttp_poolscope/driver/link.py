@@ -302,6 +302,8 @@ class Link:
         """Close it under its user, who gets ``verdict``."""
         if self.verdict is None:
             self.verdict = verdict
+        if self.cancelling is None and not self.closed and self.raw.isexecuting():
+            self.cancel()  # the server would not look for us before abandon_interval, if ever
         self._shut()
 
     def _cancelled(self, done: asyncio.Future[None]) -> None:

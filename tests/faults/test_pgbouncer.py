@@ -203,7 +203,7 @@ async def test_the_role_is_asked_for(database: Database) -> None:
 
 async def test_without_the_setting(make_scope: Any, database: Database) -> None:
     """Without pgbouncer=True PgBouncer refuses the connection, and the start fails with what it said."""
-    refused = pytest.raises(DatabaseUnavailable, match="unsupported startup parameter.*set pgbouncer=True")
+    refused = pytest.raises(DatabaseUnavailable, match=r"unsupported startup parameter.*set pgbouncer=True")
     with PgBouncer(database.dsn) as bouncer, refused:
         async with make_scope(bouncer.dsn):
             pass

@@ -157,7 +157,7 @@ async def go_on_in_transaction(scope: PoolScope, number: int) -> int:
         try:
             async with asyncio.timeout(0.003), db.transaction() as tx:
                 await pay(tx, number, 1)
-                await tx.execute("SELECT pg_sleep(0.01)")
+                await tx.execute("SELECT pg_sleep(1)")  # a COMMIT that is cancelled would close the connection
         except TimeoutError:
             pass
         async with db.transaction() as tx:
