@@ -11,5 +11,6 @@ bind = os.environ.get("BIND", "127.0.0.1:8080")
 # The pool reads this as well: it warns at start when workers * maxsize is more than the server has to give.
 workers = int(os.environ.setdefault("WEB_CONCURRENCY", "2"))
 
-# 2 * SHUTDOWN_TIMEOUT + DRAIN_GRACE + 1 s < graceful_timeout, else workers are killed before their pool is closed.
-graceful_timeout = 20
+# LINGER + 2 * SHUTDOWN_TIMEOUT + DRAIN_GRACE + 1 s < both, else workers are killed before their pool is closed.
+graceful_timeout = 20  # counts when all of gunicorn ends
+timeout = 30  # counts when a worker is replaced (SIGHUP, max_requests): while it ends it has no heartbeat

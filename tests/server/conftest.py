@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -29,6 +30,9 @@ PATIENCE = 30.0
 """Seconds: longer than any of these processes lives, shorter than a hang."""
 
 KINDS = ("run_app", "gunicorn", "gunicorn-uvloop")
+
+BOUND = 15.0
+"""Seconds: far below the two minutes that aiohttp gives a stuck handler, and gunicorn's thirty."""
 
 WORKERS = {"gunicorn": "aiohttp.GunicornWebWorker", "gunicorn-uvloop": "aiohttp.GunicornUVLoopWebWorker"}
 
@@ -99,6 +103,11 @@ class Server:
         connected.sendall(data)
         return connected
 
+    def listens(self) -> bool:
+        """Whether it takes connections. Not by a request: one that comes in the moment of the end may hang."""
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
     def has_started(self, path: str, times: int = 1) -> None:
         """Wait until that many handlers of this path run."""
         wait_for(lambda: self.output.count(f"started {path}\n") >= times, f"the start of {path}")
@@ -111,6 +120,22 @@ class Server:
     def ends(self) -> int:
         """Wait for its end; its exit code."""
         return self.process.wait(PATIENCE)
+
+    @property
+    def ready(self) -> int:
+        """How many processes have opened their pool so far."""
+        return self.output.splitlines().count("ready")
+
+    @property
+    def workers(self) -> list[int]:
+        """The process ids of gunicorn's workers."""
+        pid = self.process.pid
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    @property
+    def began(self) -> set[str]:
+        """The requests of the traffic that have reached the application."""
+        return set(re.findall(r"^began (\S+)$", self.output, re.MULTILINE))
 
     def drained(self) -> list[Drained]:
         """What it has said about its drains."""
@@ -128,36 +153,71 @@ def answered(response: HTTPResponse) -> Answer:
 Launch = Callable[..., Server]
 
 
+def python(*, dev: bool) -> list[str]:
+    """Development mode finds more, and takes twice as long for everything."""
+    return [sys.executable, *(("-X", "dev") if dev else ("-W", "always"))]
+
+
+def arguments(kind: str, port: int, workers: int, options: tuple[str, ...]) -> list[str]:
+    """What Python is told to run."""
+    if kind == "run_app":
+        return ["-m", "tests.server.applications"]
+    # Not -m gunicorn: that one cannot start itself again on SIGUSR2.
+    gunicorn = [str(Path(sys.executable).with_name("gunicorn")), "tests.server.applications:factory"]
+    settings = ["--worker-class", WORKERS[kind], "--bind", f"127.0.0.1:{port}", "--workers", str(workers)]
+    return [*gunicorn, *settings, "--no-control-socket", *options]
+
+
+def alive(pid: int) -> bool:
+    """Whether it runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    return port
+
+
 @pytest.fixture
 def launch(dsn: str, database: Database) -> Iterator[Launch]:
     """``launch("run_app", drain_grace=1)``: a server that answers; none of its connections outlives it."""
     servers: list[Server] = []
 
     def launched(
-        kind: str, *, layout: str = "setup", workers: int = 1, options: tuple[str, ...] = (), **settings: Any
+        kind: str,
+        *,
+        layout: str = "setup",
+        workers: int = 1,
+        options: tuple[str, ...] = (),
+        runner: dict[str, Any] | None = None,
+        address: str = dsn,
+        port: int | None = None,
+        fails: bool = False,
+        dev: bool = True,
+        **settings: Any,
     ) -> Server:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = port or free_port()
         name = f"poolscope-{port}"
         env = os.environ | {
-            "APP_DSN": dsn,
+            "APP_DSN": address,
             "APP_PORT": str(port),
             "APP_LAYOUT": layout,
+            "APP_RUNNER": json.dumps(runner or {}),
             "APP_SETTINGS": json.dumps({"maxsize": 2, "application_name": name, **settings}),
         }
-        command = [sys.executable, "-X", "dev", "-m"]
-        if kind == "run_app":
-            command.append("tests.server.applications")
-        else:
-            command += ["gunicorn", "tests.server.applications:factory", "--worker-class", WORKERS[kind]]
-            command += ["--bind", f"127.0.0.1:{port}", "--no-control-socket"]
-            command += ["--workers", str(workers), *options]
+        command = [*python(dev=dev), *arguments(kind, port, workers, options)]
         file = tempfile.NamedTemporaryFile(suffix=".log")  # noqa: SIM115 - closed below
         process = subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=file, stderr=subprocess.STDOUT)
         server = Server(process, port, file, name, ThreadPoolExecutor(16))
         servers.append(server)
+        if fails:
+            return server
         # All of them: gunicorn forgets a signal that comes while a worker starts.
-        wait_for(lambda: process.poll() is not None or server.output.count("ready") == workers, "the start")
+        wait_for(lambda: process.poll() is not None or server.ready == workers, "the start")
         wait_for(lambda: process.poll() is not None or server.get("/").status, "the first answer")
         assert process.poll() is None, server.output
         return server
@@ -165,8 +225,12 @@ def launch(dsn: str, database: Database) -> Iterator[Launch]:
     yield launched
     for server in servers:
         if server.process.poll() is None:
+            left = server.workers  # of a master that is killed they would end too, but at their leisure
             server.process.kill()
             server.process.wait()
+            for worker in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker, signal.SIGKILL)
         server.threads.shutdown(wait=False, cancel_futures=True)
         print(server.output)
         server.file.close()
