@@ -1,7 +1,8 @@
 """One PostgreSQL connection per aiohttp request, that always comes back."""
 
 from .config import PoolConfig
-from .connection import ScopedConnection, ScopedCursor
+from .connection import ScopedConnection
+from .cursor import ScopedCursor
 from .errors import (
     ClientGone,
     ConfigError,

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
 
-    from .connection import ScopedConnection, ScopedCursor
+    from .connection import ScopedConnection
+    from .cursor import ScopedCursor
     from .driver import Link
 
 __all__ = ("Isolation", "Statements", "Stream", "Transaction")
