@@ -178,6 +178,13 @@ class Wire:
         self._door = await asyncio.start_server(self._accept, sock=self._shut)
 
     async def _close_door(self) -> None:
+        if not self._door.is_serving():
+            return
+        # What is being accepted in this moment would never be closed: asyncio forgets it when its server is gone.
+        for listening in self._door.sockets:
+            self._loop.remove_reader(listening.fileno())
+        for _ in range(5):
+            await asyncio.sleep(0)
         self._door.close()
         self._shut = self._bound()
 
