@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import time
@@ -31,17 +32,22 @@ def answer(error: PoolScopeError) -> web.Response:
     cycles, and refusing must be cheap while there is most of it to do.
     """
     _log(error)
-    body = {"type": "about:blank", "title": error.title, "status": error.status, "code": error.code}
     response = web.Response(
         status=error.status,
         reason="Client Closed Request" if error.status == CLIENT_GONE else None,
-        text=json.dumps(body),
+        body=_body(error.title, error.status, error.code),
         content_type="application/problem+json",
+        charset="utf-8",
         headers=None if error.retry_after is None else {"Retry-After": str(error.retry_after)},
     )
     if isinstance(error, ShuttingDown):
         response.force_close()
     return response
+
+
+@functools.cache
+def _body(title: str, status: int, code: str) -> bytes:
+    return json.dumps({"type": "about:blank", "title": title, "status": status, "code": code}).encode()
 
 
 def only_ours(group: BaseExceptionGroup[BaseException]) -> PoolScopeError | None:

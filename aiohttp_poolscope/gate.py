@@ -17,9 +17,10 @@ was handed over counts as lent before its waiter has woken up: the waiter then e
 
 from __future__ import annotations
 
-import enum
 from collections import OrderedDict, deque
 from typing import Generic, TypeVar
+
+from .slots import CHECKING, GONE, IDLE, LENT, REPAIRING, Outcome, Slot, SlotState, Waiter
 
 __all__ = ("Gate", "Outcome", "Slot", "SlotState", "Waiter")
 
@@ -28,66 +29,15 @@ L = TypeVar("L")
 NORMAL_WAIT_IN_LEASES = 4.0
 """A wait of four median leases is normal: slow queries make long waits normal."""
 
+CROWD_IN_LEASES = 2.0
+"""In a crowd, so many times ``maxsize`` may wait: somebody for every connection that comes back, twice over."""
+
+GIVEN_UP = 2
+"""So many have left from the head of the queue, unserved: clients do not wait as long as would be normal. One may
+leave for reasons of its own."""
+
 TARGET_CACHED = 0.025
 """Seconds for which the median lease is not computed again: it costs a sort of up to 2 * maxsize numbers."""
-
-
-class SlotState(enum.Enum):
-    """Where a connection is; it is in exactly one of these."""
-
-    IDLE = "idle"
-    LENT = "lent"
-    REPAIRING = "repairing"
-    CHECKING = "checking"
-    GONE = "gone"
-
-
-class Outcome(enum.Enum):
-    """How a borrow ends; each ends in exactly one of these."""
-
-    LENT = "lent"
-    TIMED_OUT = "timed_out"
-    REFUSED = "refused"
-    SHED = "shed"
-    CLIENT_GONE = "client_gone"
-    CANCELLED = "cancelled"
-    FAILED = "failed"
-
-
-IDLE, LENT, REPAIRING, CHECKING, GONE = SlotState
-
-
-class Slot(Generic[L]):
-    """Room for one open connection. ``since``: when it entered its state; ``used``: when it was last returned."""
-
-    __slots__ = ("expires", "holder", "link", "since", "state", "used")
-
-    def __init__(self, link: L, *, expires: float = float("inf")) -> None:
-        self.link = link
-        self.expires = expires
-        self.state = REPAIRING
-        self.since = 0.0
-        self.used = 0.0
-        self.holder: object = None
-
-
-class Waiter(Generic[L]):
-    """A place in the queue. The pool's own kind says how to wake it and whether its client has left."""
-
-    __slots__ = ("outcome", "running", "since", "slot")
-
-    def __init__(self, *, running: bool = False) -> None:
-        self.running = running
-        self.since = 0.0
-        self.outcome: Outcome | None = None
-        self.slot: Slot[L] | None = None
-
-    def gone(self) -> bool:
-        """Whether its client has left, so that it must not get a connection."""
-        return False
-
-    def wake(self) -> None:
-        """Called once, when ``outcome`` is set by somebody else than the waiter itself."""
 
 
 class Gate(Generic[L]):
@@ -120,6 +70,7 @@ class Gate(Generic[L]):
         self.draining = False
         self.closed = False
         self.standing = False
+        self.crowded = False
         self.borrows = 0
         self.taken = 0
         self.ended: dict[Outcome, int] = {outcome: 0 for outcome in Outcome if outcome is not Outcome.LENT}
@@ -132,6 +83,7 @@ class Gate(Generic[L]):
         self._recent: deque[float] = deque(maxlen=maxsize)
         self._up_since = float("-inf")
         self._late_since: float | None = None
+        self._given_up = 0
         self._target = queue_target or 0.0
         self._target_until = float("-inf")
 
@@ -189,6 +141,18 @@ class Gate(Generic[L]):
                     return
                 self._settle(next(iter(self._waiters)), Outcome.SHED)
         self._waiters[waiter] = None
+
+    def turns_away(self) -> bool:
+        """Whether one more would be shed anyway: there is a crowd, and two leases' worth of it has a place already.
+
+        To be asked for those whose work has not begun. An overload is survived by refusing at once: who waits first
+        keeps a socket, so that others come by new ones, and a new one costs the process more than a request.
+        """
+        if self.crowded and len(self._waiters) >= CROWD_IN_LEASES * self.maxsize:
+            self.borrows += 1
+            self.ended[Outcome.SHED] += 1
+            return True
+        return False
 
     def take(self, waiter: Waiter[L]) -> Slot[L]:
         """The waiter has woken up and keeps the slot that was handed to it."""
@@ -253,6 +217,7 @@ class Gate(Generic[L]):
                 return
         slot.state = IDLE
         self._idle.append(slot)
+        self.crowded = False
 
     def repair(self, slot: Slot[L], now: float) -> None:
         """A lent or idle connection is set aside to be reset, pinged or closed; ``give`` or ``lost`` ends that."""
@@ -265,6 +230,8 @@ class Gate(Generic[L]):
         self._leave(slot, now)
         slot.state = GONE
         self.slots.discard(slot)
+        if not self.slots:  # an outage is waited out
+            self.crowded = False
 
     def next_check(self, now: float) -> Slot[L] | None:
         """An idle connection that must be checked for one who waits, or None. Call until it says None."""
@@ -341,9 +308,11 @@ class Gate(Generic[L]):
     def _next(self) -> Waiter[L] | None:
         while self._waiters:
             waiter, _ = self._waiters.popitem(last=self.standing)
+            gone = waiter.gone()
+            self._given_up += gone
             if not self._waiters:
                 self._calm()
-            if not waiter.gone():
+            if not gone:
                 return waiter
             self._end(waiter, Outcome.CLIENT_GONE)
             waiter.wake()
@@ -367,7 +336,7 @@ class Gate(Generic[L]):
                 or (self.checking and not self.lent)
                 # For each of them there is a connection that nobody has: slow to open or to check, but no overload.
                 or len(self._waiters) + self.lent <= self.maxsize
-                or waited <= (target := self._normal_wait(now, floor))
+                or waited <= (target := self._late_after(now, floor))
             ):
                 self._late_since = None
                 return
@@ -381,7 +350,14 @@ class Gate(Generic[L]):
             elif now - self._late_since < target:
                 return
             else:
-                self.standing = True
+                self.standing = self.crowded = True
+
+    def _late_after(self, now: float, floor: float) -> float:
+        # Served in order, a queue of clients that give up serves each just before it does: too late for the answer.
+        # Nobody is shed sooner for it.
+        if self._given_up >= GIVEN_UP and not self.standing:
+            return floor
+        return self._normal_wait(now, floor)
 
     def _normal_wait(self, now: float, floor: float) -> float:
         if now >= self._target_until:
@@ -401,6 +377,8 @@ class Gate(Generic[L]):
         waiter.wake()
 
     def _remove(self, waiter: Waiter[L]) -> None:
+        if waiter is next(iter(self._waiters)):
+            self._given_up += 1
         del self._waiters[waiter]
         if not self._waiters:
             self._calm()
@@ -408,6 +386,7 @@ class Gate(Generic[L]):
     def _calm(self) -> None:
         self.standing = False
         self._late_since = None
+        self._given_up = 0
 
     def _end(self, waiter: Waiter[L], outcome: Outcome) -> None:
         waiter.outcome = outcome

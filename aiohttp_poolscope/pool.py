@@ -201,6 +201,8 @@ class Pool:
 
     async def _queue(self, db: ScopedConnection, timeout: float) -> Slot[Link]:
         gate = self.gate
+        if not db.running and gate.turns_away():
+            raise self._refusal(Outcome.SHED, 0.0)
         begun = time.monotonic()
         place = Place(self._loop.create_future(), db)
         gate.join(place, begun)
@@ -221,7 +223,7 @@ class Pool:
         if place.outcome is Outcome.LENT and place.gone():
             gate.withdraw(place, Outcome.CLIENT_GONE, now)
         if place.outcome is not Outcome.LENT:
-            raise self._refusal(place, now - begun)
+            raise self._refusal(place.outcome, now - begun)
         slot = gate.take(place)
         self.wait.record(now - begun)
         if slot.link.closed:  # it died between the hand-over and now
@@ -236,10 +238,10 @@ class Pool:
             self.gate.withdraw(place, Outcome.TIMED_OUT, time.monotonic())
             place.wake()
 
-    def _refusal(self, place: Place, waited: float) -> PoolScopeError:
+    def _refusal(self, outcome: Outcome | None, waited: float) -> PoolScopeError:
         gate = self.gate
         numbers = f"{gate.lent}/{gate.maxsize} in use, {gate.waiting} waiting, waited {waited:.1f} s"
-        match place.outcome:
+        match outcome:
             case Outcome.CLIENT_GONE:
                 return ClientGone(f"pool {self.key!r}: the client left while its request waited ({numbers})")
             case Outcome.FAILED:

@@ -269,3 +269,10 @@ async def test_a_connection_that_dies(make_scope: Any, database: Database) -> No
                     await db.fetchval("SELECT 1")
                 with pytest.raises(DatabaseUnavailable):
                     await db.executemany("SELECT %s", [(1,)])
+
+
+@pytest.mark.parametrize("size", [3_900, 4_100, 20_000_000])
+async def test_a_statement_of_any_size_is_sent(make_scope: Any, size: int) -> None:
+    """What the socket does not take in one piece goes out as it becomes writable."""
+    async with make_scope(statement_timeout=10) as scope, scope.acquire() as db:
+        assert await db.fetchval("SELECT length(%s)", ("x" * size,)) == size

@@ -39,6 +39,12 @@ CANCEL_MARGIN = 0.25
 READ_ONLY: Final = "25006"
 """SQLSTATE of a write in a read-only transaction, which is all that a standby has."""
 
+SENT_AT_ONCE = 4000
+"""Bytes of a statement that the socket of an idle connection takes in one piece: libpq has no more to send.
+
+The smallest send buffer that Linux gives a socket has room for them (tcp_wmem, wmem_default).
+"""
+
 SETTLE_LIMIT = 1.0
 """Seconds that an abandoned statement has to end after it was cancelled; then the connection is closed."""
 
@@ -243,7 +249,8 @@ class Link:
         timer = None if timeout is None else self._loop.call_later(timeout, self.overdue, timeout)
         try:
             cursor.execute(sql, params)
-            go_on(aio._weakref)
+            if len(cursor.query) > SENT_AT_ONCE:
+                go_on(aio._weakref)
             await waiter
         except psycopg2.Error as error:
             self._after(error)

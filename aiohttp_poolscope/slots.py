@@ -1,0 +1,68 @@
+"""What the gate keeps: slots for connections, and places in the queue. Pure."""
+
+from __future__ import annotations
+
+import enum
+from typing import Generic, TypeVar
+
+__all__ = ("CHECKING", "GONE", "IDLE", "LENT", "REPAIRING", "Outcome", "Slot", "SlotState", "Waiter")
+
+L = TypeVar("L")
+
+
+class SlotState(enum.Enum):
+    """Where a connection is; it is in exactly one of these."""
+
+    IDLE = "idle"
+    LENT = "lent"
+    REPAIRING = "repairing"
+    CHECKING = "checking"
+    GONE = "gone"
+
+
+class Outcome(enum.Enum):
+    """How a borrow ends; each ends in exactly one of these."""
+
+    LENT = "lent"
+    TIMED_OUT = "timed_out"
+    REFUSED = "refused"
+    SHED = "shed"
+    CLIENT_GONE = "client_gone"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+IDLE, LENT, REPAIRING, CHECKING, GONE = SlotState
+
+
+class Slot(Generic[L]):
+    """Room for one open connection. ``since``: when it entered its state; ``used``: when it was last returned."""
+
+    __slots__ = ("expires", "holder", "link", "since", "state", "used")
+
+    def __init__(self, link: L, *, expires: float = float("inf")) -> None:
+        self.link = link
+        self.expires = expires
+        self.state = REPAIRING
+        self.since = 0.0
+        self.used = 0.0
+        self.holder: object = None
+
+
+class Waiter(Generic[L]):
+    """A place in the queue. The pool's own kind says how to wake it and whether its client has left."""
+
+    __slots__ = ("outcome", "running", "since", "slot")
+
+    def __init__(self, *, running: bool = False) -> None:
+        self.running = running
+        self.since = 0.0
+        self.outcome: Outcome | None = None
+        self.slot: Slot[L] | None = None
+
+    def gone(self) -> bool:
+        """Whether its client has left, so that it must not get a connection."""
+        return False
+
+    def wake(self) -> None:
+        """Called once, when ``outcome`` is set by somebody else than the waiter itself."""
