@@ -79,6 +79,7 @@ class Janitor:
         """Look at everything once."""
         pool = self._pool
         pool.gate.sweep(now)
+        pool.set_timers(now)
         for slot, db in pool.holders():
             self._look_at_lease(slot, db, now)
         if now - self._housekeeping >= CALM:

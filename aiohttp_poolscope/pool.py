@@ -57,19 +57,24 @@ DEMOTION_PAUSE = 0.25
 STALLED = 60.0
 """Seconds without any connection coming back that are suspicious where statements have no limit."""
 
+SOON = 0.1
+"""Seconds: an ``acquire_timeout`` that might end before a sweep has noticed who waits."""
+
 CLOSE_LIMIT = 1.0
 """Seconds that aiopg has to end a pool without connections: it has nothing to wait for."""
 
 
 class Place(Waiter["Link"]):
-    """A place in the queue: a future, and the client it is for."""
+    """A place in the queue until ``end``: a future, and the client it is for."""
 
-    __slots__ = ("client", "future")
+    __slots__ = ("client", "end", "future", "timer")
 
-    def __init__(self, future: asyncio.Future[None], db: ScopedConnection) -> None:
+    def __init__(self, future: asyncio.Future[None], db: ScopedConnection, end: float) -> None:
         super().__init__(running=db.running)
         self.future = future
         self.client = db.client
+        self.end = end
+        self.timer: asyncio.TimerHandle | None = None
 
     def gone(self) -> bool:
         # A borrow inside a running handler ignores the transport: half-done work is not aborted by it.
@@ -195,30 +200,32 @@ class Pool:
         limit = self.config.acquire_timeout if timeout is None else timeout
         end = time.monotonic() + limit
         if not self.lend(db):
+            if not db.running and self.gate.turns_away():
+                raise self._refusal(Outcome.SHED, 0.0)
             db._hold(await self._queue(db, limit))
         if hook is not None and db._slot is not None:
             await hooks.prepare(self, hook, db, db._slot, end - time.monotonic())
 
     async def _queue(self, db: ScopedConnection, timeout: float) -> Slot[Link]:
         gate = self.gate
-        if not db.running and gate.turns_away():
-            raise self._refusal(Outcome.SHED, 0.0)
         begun = time.monotonic()
-        place = Place(self._loop.create_future(), db)
+        place = Place(self._loop.create_future(), db, begun + timeout)
         gate.join(place, begun)
         if place.outcome is None and self.unreachable:
             gate.withdraw(place, Outcome.FAILED, begun)
         if place.outcome is None:
             self.attend()
             self.janitor.hurry()
-            timer = self._loop.call_later(timeout, self._time_out, place, context=self._context)
+            if timeout < SOON:
+                self._set_timer(place, begun)
             try:
                 await place.future
             except asyncio.CancelledError:
                 gate.withdraw(place, Outcome.CANCELLED, time.monotonic())
                 raise
             finally:
-                timer.cancel()
+                if place.timer is not None:
+                    place.timer.cancel()
         now = time.monotonic()
         if place.outcome is Outcome.LENT and place.gone():
             gate.withdraw(place, Outcome.CLIENT_GONE, now)
@@ -232,6 +239,15 @@ class Pool:
             self.bury(slot)
             return await self._queue(db, max(0.0, timeout - (now - begun)))
         return slot
+
+    def set_timers(self, now: float) -> None:
+        """Give a timer to whoever waits without one: most are served before a sweep has seen them."""
+        for place in self.gate.waiters():
+            if isinstance(place, Place) and place.timer is None:
+                self._set_timer(place, now)
+
+    def _set_timer(self, place: Place, now: float) -> None:
+        place.timer = self._loop.call_later(place.end - now, self._time_out, place, context=self._context)
 
     def _time_out(self, place: Place) -> None:
         if place.outcome is None:
