@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 .DEFAULT_GOAL := help
 # Two set-ups at once would be in each other's way.
 .NOTPARALLEL:
-.PHONY: help demo test test-all lint simulate soak facts clean
+.PHONY: help demo test test-all lint simulate soak facts bench bench-quick clean
 
 help:
 	@echo "make demo       a small service with a PostgreSQL of its own; ARGS=... for its options, Ctrl-C ends it"
@@ -26,6 +26,8 @@ help:
 	@echo "make simulate   random schedules against the gate; SCHEDULES=100000"
 	@echo "make soak       ten minutes of mixed load and random faults, then an audit; MINUTES=30, ARGS=--uvloop"
 	@echo "make facts      the figures of the README, measured here, in a minute and a half; ARGS=--json for every run"
+	@echo "make bench      beside aiopg by hand, asyncpg, psycopg and others, 12 minutes; needs wrk; ARGS=--help for a part"
+	@echo "make bench-quick  two minutes of it, and what has got worse since the figures on record"
 	@echo "make clean      delete what these have made"
 	@echo "PYTHON=python3.13 chooses another Python; use it with VENV=.venv-3.13"
 
@@ -54,6 +56,12 @@ soak: $(VENV)/.for-test
 facts: $(VENV)/.for-demo
 	@$(BIN)/python benchmarks/facts.py $(ARGS)
 
+bench: $(VENV)/.for-bench
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-quick: $(VENV)/.for-bench
+	@$(BIN)/python -m benchmarks --quick $(ARGS)
+
 clean:
 	rm -rf .venv .venv-* $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -62,6 +70,7 @@ clean:
 $(VENV)/.for-demo: EXTRAS := demo,cli
 $(VENV)/.for-test: EXTRAS := test,cli,demo,prometheus,opentelemetry
 $(VENV)/.for-lint: EXTRAS := lint
+$(VENV)/.for-bench: EXTRAS := bench
 
 $(VENV)/.for-%: pyproject.toml | $(VENV)/.made
 	@echo "Setting up $(VENV) for make $* (once, about 20 s)..."

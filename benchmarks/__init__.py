@@ -1,0 +1,1 @@
+"""Measured against the ways people do without this package: ``make bench``, ``make bench-quick``."""
