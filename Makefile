@@ -70,7 +70,7 @@ clean:
 $(VENV)/.for-demo: EXTRAS := demo,cli
 $(VENV)/.for-test: EXTRAS := test,cli,demo,prometheus,opentelemetry
 $(VENV)/.for-lint: EXTRAS := lint
-$(VENV)/.for-bench: EXTRAS := bench
+$(VENV)/.for-bench: EXTRAS := bench,test
 
 $(VENV)/.for-%: pyproject.toml | $(VENV)/.made
 	@echo "Setting up $(VENV) for make $* (once, about 20 s)..."

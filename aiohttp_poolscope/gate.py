@@ -96,6 +96,11 @@ class Gate(Generic[L]):
         return len(self._idle)
 
     @property
+    def busy(self) -> bool:
+        """Whether there is no room for another connection and none that nobody has: all one can do is wait."""
+        return not self._idle and len(self.slots) >= self.maxsize
+
+    @property
     def waiting(self) -> int:
         """Places in the queue."""
         return len(self._waiters)

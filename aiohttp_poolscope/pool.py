@@ -282,7 +282,7 @@ class Pool:
     @property
     def unreachable(self) -> bool:
         """Whether waiting is pointless: the breaker is open and no connection is left."""
-        return not self.breaker.closed and not self.gate.slots
+        return not self.gate.slots and not self.breaker.closed
 
     def take_back(self, slot: Slot[Link]) -> None:
         """A lease has ended. A clean and young connection is free at once; a task sees to any other."""
@@ -316,7 +316,7 @@ class Pool:
 
     def attend(self) -> None:
         """See to those who wait: check idle connections for them, open new ones. After whatever may call for it."""
-        if self.gate.closed:
+        if self.gate.closed or self.gate.busy:
             return
         while (slot := self.gate.next_check(time.monotonic())) is not None:
             if slot.link.closed:

@@ -14,6 +14,7 @@ __all__ = ["main"]
 
 _COMMANDS = {
     "demo": "a small service with a PostgreSQL of its own, to see the pool at work",
+    "doctor": "a check of what a load needs against what a server has",
 }
 
 
