@@ -26,7 +26,7 @@ help:
 	@echo "make simulate   random schedules against the gate; SCHEDULES=100000"
 	@echo "make soak       ten minutes of mixed load and random faults, then an audit; MINUTES=30, ARGS=--uvloop"
 	@echo "make facts      the figures of the README, measured here, in a minute and a half; ARGS=--json for every run"
-	@echo "make bench      beside aiopg by hand, asyncpg, psycopg and others, 12 minutes; needs wrk; ARGS=--help for a part"
+	@echo "make bench      beside aiopg by hand, asyncpg, psycopg and others, 15 minutes; needs wrk; ARGS=--help for a part"
 	@echo "make bench-quick  two minutes of it, and what has got worse since the figures on record"
 	@echo "make clean      delete what these have made"
 	@echo "PYTHON=python3.13 chooses another Python; use it with VENV=.venv-3.13"

@@ -177,8 +177,10 @@ class PoolScope(Direct):
         current.set(db)
         pool.attached += 1
         try:
-            if self._is_eager(mark, request):
-                await self._borrow(db._pool, db, request)
+            # An idle connection is lent without an await: no frame, no task, nothing to be cancelled in.
+            if self._is_eager(mark, request) and (db._pool.config.on_acquire is not None or not db._pool.lend(db)):
+                await db._lent()
+                _must_be_there(request)
             db.running = True
             if mark.transaction is not None:
                 response = await _in_transaction(db, mark.transaction, request, handler)
@@ -197,11 +199,6 @@ class PoolScope(Direct):
         if pool.gate.draining and not response.prepared:
             response.force_close()
         return response
-
-    async def _borrow(self, pool: Pool, db: ScopedConnection, request: web.Request) -> None:
-        if pool.config.on_acquire is not None or not pool.lend(db):
-            await db._lent()
-            _must_be_there(request)
 
     def _is_ours(self, attached: Any) -> bool:
         pool = getattr(attached, "_pool", None)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 STUDIES = {
     "throughput": (40, 280),
-    "contention": (25, 100),
+    "contention": (25, 140),
     "overload": (20, 235),
     "costs": (20, 75),
     "growth": (5, 140),

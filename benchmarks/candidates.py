@@ -135,3 +135,18 @@ CANDIDATES: dict[str, Candidate] = {
     "aiohttp-sqlalchemy": drivers.with_aiohttp_sqlalchemy,
     "psycopg2 polling": drivers.with_polling,
 }
+
+
+def refusal(dsn: str, settings: dict[str, Any]) -> web.Application:
+    """503 for everybody, without a middleware, a pool or a database: no refusal can cost less than this one."""
+    app = web.Application()
+
+    async def sleep(request: web.Request) -> web.Response:
+        return web.Response(status=503, text="no")
+
+    app.router.add_get("/sleep", sleep)
+    return app
+
+
+LIMITS: dict[str, Candidate] = {"aiohttp alone": refusal}
+"""What no candidate can surpass; they do no work of their own."""

@@ -28,7 +28,9 @@ default that is an overload, and most are refused at once so that the others nee
 """
 
 CANDIDATES = ("poolscope", "by hand")
-SECONDS = 3
+SECONDS = {100: 3, 1000: 6}
+"""Long enough that the slowest of them come to their end."""
+
 PATIENCE = 30.0
 """Seconds a client waits, so that the slowest request is measured and not given up."""
 
@@ -61,7 +63,8 @@ async def run_case(bench: Bench, number: int, clients: int, loop: Loop, settings
             await wrk.warm_up(urls[candidate], [""])
         for candidate in bench.in_turns(CANDIDATES, number):
             run = {"study": STUDY, "case": name, "candidate": candidate, "number": number}
-            await wrk.measure(bench, urls[candidate], **run, clients=clients, seconds=SECONDS, timeout=PATIENCE)
+            load = {"clients": clients, "seconds": SECONDS[clients], "timeout": PATIENCE}
+            await wrk.measure(bench, urls[candidate], **run, **load)
 
 
 def allow_files() -> None:

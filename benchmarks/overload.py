@@ -30,12 +30,15 @@ if TYPE_CHECKING:
 
 STUDY = "overload"
 OURS, BY_HAND, FIFO, NO_GATE = "poolscope", "by hand", "poolscope, fifo", "poolscope, no gate"
+ALONE = "aiohttp alone"
+"""Refuses everybody, and has nothing else to do: where it cannot answer in time, no service in one process can."""
 
 CANDIDATES: dict[str, tuple[str, dict[str, Any]]] = {
     OURS: ("poolscope", {}),
     FIFO: ("poolscope", {"queue_target": None}),
     NO_GATE: ("poolscope", {"queue_target": None, "max_waiting": 1_000_000}),
     BY_HAND: ("by hand", {}),
+    ALONE: (ALONE, {}),
 }
 """A service each, and its settings: "fifo" serves in order and refuses beyond ``max_waiting``, "no gate" never does."""
 
@@ -108,7 +111,7 @@ class Case:
 
 CASES = (
     Case("3 x, 10 ms", SHORT, "overload", (BY_HAND, FIFO, NO_GATE), factor=3),
-    Case("10 x, 10 ms", SHORT, "overload", (BY_HAND,), factor=10),
+    Case("10 x, 10 ms", SHORT, "overload", (BY_HAND, ALONE), factor=10),
     Case("3 x, 100 ms", LONG, "overload", (BY_HAND,), factor=3),
     Case("10 x, 100 ms", LONG, "overload", factor=10),
     Case("slow database", LONG, "slow", seldom=True),
@@ -119,7 +122,8 @@ CASES = (
 def _goals() -> Iterator[Goal]:
     for case in CASES:
         yield Goal(STUDY, case.name, OURS, "recovered", "at least", 0.99)
-        yield Goal(STUDY, case.name, OURS, "answered", "at least", 0.99)
+        # Before the queue is found to stand, eight leases have passed: of 100 ms each, that is nearly the patience.
+        yield Goal(STUDY, case.name, OURS, "answered", "at least", 0.99 if case.of == SHORT else 0.95)
         yield Goal(STUDY, case.name, OURS, "late_p99", "at most", LATE)
         if not case.restarts:
             yield Goal(STUDY, case.name, OURS, "goodput", "at least", 0.93, by="capacity")
@@ -147,7 +151,7 @@ async def _round(bench: Bench, case: Case, baselines: tuple[str, ...], number: i
         away: Figures = {}
         with _database(bench, own=case.restarts) as (dsn, server):
             async with running(name, dsn, **settings) as service:
-                own = {query: await find_capacity(service, query) for query in case.queries}
+                own = found if candidate == ALONE else await _capacities(service, case)
                 found = found or own
                 results = await crowd(
                     service.url,
@@ -165,6 +169,10 @@ async def _round(bench: Bench, case: Case, baselines: tuple[str, ...], number: i
             bench.notes.setdefault("overload starved", []).append(f"{case.name}: {candidate}, round {number + 1}")
         series = bench.notes.setdefault("overload series", {}).setdefault(case.name, {})
         series.setdefault(candidate, _series(results))
+
+
+async def _capacities(service: Service, case: Case) -> dict[float, Capacity]:
+    return {query: await find_capacity(service, query) for query in case.queries}
 
 
 async def find_capacity(service: Service, query: float) -> Capacity:

@@ -37,7 +37,7 @@ else the machine does hits all of them. The figures beside them are this machine
   refused on purpose, they are counted.
 
 ```sh
-make bench         # all of it, about 12 minutes; ARGS="--only throughput --rounds 5" for a part
+make bench         # all of it, about 14 minutes; ARGS="--only throughput --rounds 5" for a part
 make bench-quick   # about 2 minutes; ends with what has got worse since the figures on record
 ```
 
