@@ -39,6 +39,8 @@ GIVEN_UP = 2
 """So many have left from the head of the queue, unserved: clients do not wait as long as would be normal. One may
 leave for reasons of its own."""
 
+GAVE_UP = (Outcome.CLIENT_GONE, Outcome.TIMED_OUT, Outcome.CANCELLED)
+
 TARGET_CACHED = 0.025
 """Seconds for which the median lease is not computed again: it costs a sort of up to 2 * maxsize numbers."""
 
@@ -155,16 +157,21 @@ class Gate(Generic[L]):
         self._waiters[waiter] = None
 
     def turns_away(self) -> bool:
-        """Whether one more would be shed anyway: there is a crowd, and two leases' worth of it has a place already.
+        """Whether one more may not join: in a crowd every place is taken by work that has begun.
 
-        To be asked for those whose work has not begun. An overload is survived by refusing at once: who waits first
-        keeps a socket, so that others come by new ones, and a new one costs the process more than a request.
+        To be asked for those whose work has not begun; among these the newest takes the place of the oldest. An
+        overload is survived by refusing soon: who waits keeps a socket, so that others come by new ones, and a new
+        one costs the process more than a request.
         """
-        if self.crowded and len(self._waiters) >= CROWD_IN_LEASES * self.maxsize:
-            self.borrows += 1
-            self.ended[Outcome.SHED] += 1
-            return True
-        return False
+        if not self.crowded or len(self._waiters) < CROWD_IN_LEASES * self.maxsize:
+            return False
+        for waiter in self._waiters:
+            if not waiter.running:
+                self._settle(waiter, Outcome.SHED)
+                return False
+        self.borrows += 1
+        self.ended[Outcome.SHED] += 1
+        return True
 
     def take(self, waiter: Waiter[L]) -> Slot[L]:
         """The waiter has woken up and keeps the slot that was handed to it."""
@@ -200,7 +207,7 @@ class Gate(Generic[L]):
                 slot.state = REPAIRING
                 self.give(slot, now)
         elif waiter.outcome is None:
-            self._remove(waiter)
+            self._remove(waiter, outcome)
             self._end(waiter, outcome)
 
     def give(self, slot: Slot[L], now: float) -> None:
@@ -384,12 +391,12 @@ class Gate(Generic[L]):
             self._settle(waiter, outcome)
 
     def _settle(self, waiter: Waiter[L], outcome: Outcome) -> None:
-        self._remove(waiter)
+        self._remove(waiter, outcome)
         self._end(waiter, outcome)
         waiter.wake()
 
-    def _remove(self, waiter: Waiter[L]) -> None:
-        if waiter is next(iter(self._waiters)):
+    def _remove(self, waiter: Waiter[L], why: Outcome) -> None:
+        if why in GAVE_UP and waiter is next(iter(self._waiters)):
             self._given_up += 1
         del self._waiters[waiter]
         if not self._waiters:

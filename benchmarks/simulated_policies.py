@@ -5,7 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from aiohttp_poolscope.gate import CROWD_IN_LEASES, GIVEN_UP, NORMAL_WAIT_IN_LEASES, Gate, Outcome, Slot, Waiter
+from aiohttp_poolscope.gate import (
+    CROWD_IN_LEASES,
+    GAVE_UP,
+    GIVEN_UP,
+    NORMAL_WAIT_IN_LEASES,
+    Gate,
+    Outcome,
+    Slot,
+    Waiter,
+)
 
 from .simulated_world import Load, Result, World
 
@@ -104,15 +113,14 @@ class Tuned(Gate[int]):
     def _normal_wait(self, now: float, floor: float) -> float:
         return max(floor, super()._normal_wait(now, 0.0) * self._leases)
 
-    def _remove(self, waiter: Waiter[int]) -> None:
-        self._left += waiter is next(iter(self._waiters))
-        super()._remove(waiter)
+    def _remove(self, waiter: Waiter[int], why: Outcome) -> None:
+        self._left += why in GAVE_UP and waiter is next(iter(self._waiters))
+        super()._remove(waiter, why)
 
     def turns_away(self) -> bool:
-        full = self.crowded and len(self._waiters) >= self._room
-        self.borrows += full
-        self.ended[Outcome.SHED] += full
-        return full
+        if self.crowded and len(self._waiters) >= self._room:
+            self._settle(next(iter(self._waiters)), Outcome.SHED)
+        return False
 
     def _next(self) -> Waiter[int] | None:
         gone = self.ended[Outcome.CLIENT_GONE]

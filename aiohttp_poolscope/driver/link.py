@@ -42,7 +42,9 @@ READ_ONLY: Final = "25006"
 SENT_AT_ONCE = 4000
 """Bytes of a statement that the socket of an idle connection takes in one piece: libpq has no more to send.
 
-The smallest send buffer that Linux gives a socket has room for them (tcp_wmem, wmem_default).
+The smallest send buffer that Linux gives a socket has room for them (tcp_wmem, wmem_default). Then there is nothing to
+do before the answer comes, or the end of the connection: asyncio tells of either for as long as it has not been read.
+uvloop tells of an end once, maybe before the statement is sent: there each statement is followed by a look.
 """
 
 SETTLE_LIMIT = 1.0
@@ -92,6 +94,7 @@ class Link:
         "_loop",
         "_overdue",
         "_owner",
+        "_sent_at_once",
         "aio",
         "cancelling",
         "demoted",
@@ -120,6 +123,7 @@ class Link:
         self.verdict: PoolScopeError | None = None
         self._owner: aiopg.Pool | None = owner
         self._loop = asyncio.get_running_loop()
+        self._sent_at_once = SENT_AT_ONCE if isinstance(self._loop, asyncio.BaseEventLoop) else 0
         self._factory: dict[str, Any] = {"cursor_factory": rows} if rows else {}
         self._cursor: Any = None
         self.cancelling: asyncio.Future[None] | None = None
@@ -249,7 +253,7 @@ class Link:
         timer = None if timeout is None else self._loop.call_later(timeout, self.overdue, timeout)
         try:
             cursor.execute(sql, params)
-            if len(cursor.query) > SENT_AT_ONCE:
+            if len(cursor.query) > self._sent_at_once:
                 go_on(aio._weakref)
             await waiter
         except psycopg2.Error as error:
