@@ -33,11 +33,11 @@ NORMAL_WAIT_IN_LEASES = 4.0
 """A wait of four median leases is normal: slow queries make long waits normal."""
 
 CROWD_IN_LEASES = 2.0
-"""In a crowd, so many times ``maxsize`` may wait: somebody for every connection that comes back, twice over."""
+"""In a crowd, so many times ``maxsize`` may wait whose work has not begun: two for every connection."""
 
 GIVEN_UP = 2
-"""So many have left from the head of the queue, unserved: clients do not wait as long as would be normal. One may
-leave for reasons of its own."""
+"""So many have left from the head of the queue, unserved, shortly after each other: clients do not wait as long as
+would be normal. One may leave for reasons of its own."""
 
 GAVE_UP = (Outcome.CLIENT_GONE, Outcome.TIMED_OUT, Outcome.CANCELLED)
 
@@ -88,7 +88,9 @@ class Gate(Generic[L]):
         self._recent: deque[float] = deque(maxlen=maxsize)
         self._up_since = float("-inf")
         self._late_since: float | None = None
+        self._not_begun = 0
         self._given_up = 0
+        self._gave_up_at = float("-inf")
         self._target = queue_target or 0.0
         self._target_until = float("-inf")
 
@@ -155,23 +157,16 @@ class Gate(Generic[L]):
                     return
                 self._settle(next(iter(self._waiters)), Outcome.SHED)
         self._waiters[waiter] = None
+        self._not_begun += not waiter.running
 
-    def turns_away(self) -> bool:
-        """Whether one more may not join: in a crowd every place is taken by work that has begun.
+    def make_room(self) -> None:
+        """Somebody comes whose work has not begun: in a crowd, the oldest of these makes room.
 
-        To be asked for those whose work has not begun; among these the newest takes the place of the oldest. An
-        overload is survived by refusing soon: who waits keeps a socket, so that others come by new ones, and a new
+        An overload is survived by refusing soon: who waits keeps a socket, so that others come by new ones, and a new
         one costs the process more than a request.
         """
-        if not self.crowded or len(self._waiters) < CROWD_IN_LEASES * self.maxsize:
-            return False
-        for waiter in self._waiters:
-            if not waiter.running:
-                self._settle(waiter, Outcome.SHED)
-                return False
-        self.borrows += 1
-        self.ended[Outcome.SHED] += 1
-        return True
+        if self.crowded and self._not_begun >= CROWD_IN_LEASES * self.maxsize:
+            self._settle(next(waiter for waiter in self._waiters if not waiter.running), Outcome.SHED)
 
     def take(self, waiter: Waiter[L]) -> Slot[L]:
         """The waiter has woken up and keeps the slot that was handed to it."""
@@ -207,7 +202,9 @@ class Gate(Generic[L]):
                 slot.state = REPAIRING
                 self.give(slot, now)
         elif waiter.outcome is None:
-            self._remove(waiter, outcome)
+            if outcome in GAVE_UP:
+                self._notice(waiter, now)
+            self._remove(waiter)
             self._end(waiter, outcome)
 
     def give(self, slot: Slot[L], now: float) -> None:
@@ -223,7 +220,7 @@ class Gate(Generic[L]):
             raise AssertionError(f"give() of a connection that is {state.value}")
         slot.since = now
         if self._waiters:
-            waiter = self._next()
+            waiter = self._next(now)
             if waiter is not None:
                 slot.state = LENT
                 self.lent += 1
@@ -249,7 +246,7 @@ class Gate(Generic[L]):
         self._leave(slot, now)
         slot.state = GONE
         self.slots.discard(slot)
-        if not self.slots:  # an outage is waited out
+        if not self._waiters or not self.slots:  # an outage is waited out
             self.crowded = False
 
     def next_check(self, now: float) -> Slot[L] | None:
@@ -290,6 +287,7 @@ class Gate(Generic[L]):
     def sweep(self, now: float) -> None:
         """Pass over the queue: those whose client has left go, and a standing queue sheds."""
         for waiter in [waiter for waiter in self._waiters if waiter.gone()]:
+            self._notice(waiter, now)
             self._settle(waiter, Outcome.CLIENT_GONE)
         self._observe(now)
 
@@ -324,17 +322,14 @@ class Gate(Generic[L]):
     def _full(self) -> bool:
         return len(self._waiters) + self.lent >= self._max_waiting + self.maxsize
 
-    def _next(self) -> Waiter[L] | None:
+    def _next(self, now: float) -> Waiter[L] | None:
         while self._waiters:
-            waiter, _ = self._waiters.popitem(last=self.standing)
-            gone = waiter.gone()
-            self._given_up += gone
-            if not self._waiters:
-                self._calm()
-            if not gone:
+            waiter = next(reversed(self._waiters)) if self.standing else next(iter(self._waiters))
+            if not waiter.gone():
+                self._remove(waiter)
                 return waiter
-            self._end(waiter, Outcome.CLIENT_GONE)
-            waiter.wake()
+            self._notice(waiter, now)
+            self._settle(waiter, Outcome.CLIENT_GONE)
         return None
 
     def _observe(self, now: float) -> None:
@@ -348,6 +343,7 @@ class Gate(Generic[L]):
             since = max(oldest.since, self._up_since)
             waited = now - since
             if waited > floor and oldest.gone():
+                self._notice(oldest, now)
                 self._settle(oldest, Outcome.CLIENT_GONE)
             elif (
                 waited <= floor
@@ -360,6 +356,7 @@ class Gate(Generic[L]):
                 self._late_since = None
                 return
             elif self.standing:
+                self.crowded = True
                 self._settle(oldest, Outcome.SHED)
             elif self._late_since is None or self._late_since - since <= target:
                 # A stall ages everyone at once: only a queue whose oldest is seen late, and again a target
@@ -369,14 +366,22 @@ class Gate(Generic[L]):
             elif now - self._late_since < target:
                 return
             else:
-                self.standing = self.crowded = True
+                self.standing = True
 
     def _late_after(self, now: float, floor: float) -> float:
         # Served in order, a queue of clients that give up serves each just before it does: too late for the answer.
         # Nobody is shed sooner for it.
-        if self._given_up >= GIVEN_UP and not self.standing:
-            return floor
-        return self._normal_wait(now, floor)
+        normal = self._normal_wait(now, floor)
+        heeded = self._given_up >= GIVEN_UP and now - self._gave_up_at <= normal and not self.standing
+        return floor if heeded else normal
+
+    def _notice(self, waiter: Waiter[L], now: float) -> None:
+        """Somebody leaves unserved; at the head of the queue that may be because it is too slow."""
+        if waiter is next(iter(self._waiters)):
+            if now - self._gave_up_at > self._target:
+                self._given_up = 0
+            self._given_up += 1
+            self._gave_up_at = now
 
     def _normal_wait(self, now: float, floor: float) -> float:
         if now >= self._target_until:
@@ -391,14 +396,13 @@ class Gate(Generic[L]):
             self._settle(waiter, outcome)
 
     def _settle(self, waiter: Waiter[L], outcome: Outcome) -> None:
-        self._remove(waiter, outcome)
+        self._remove(waiter)
         self._end(waiter, outcome)
         waiter.wake()
 
-    def _remove(self, waiter: Waiter[L], why: Outcome) -> None:
-        if why in GAVE_UP and waiter is next(iter(self._waiters)):
-            self._given_up += 1
+    def _remove(self, waiter: Waiter[L]) -> None:
         del self._waiters[waiter]
+        self._not_begun -= not waiter.running
         if not self._waiters:
             self._calm()
 

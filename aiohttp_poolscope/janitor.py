@@ -55,7 +55,9 @@ class Janitor:
             self._task.cancel()
 
     def hurry(self) -> None:
-        """Somebody waits."""
+        """Somebody waits, and only a sweep sets its timer."""
+        if self._task is not None and self._task.done() and not self._pool.gate.closed:
+            self.start()  # whatever ended it: a filter of the user's log, say
         if not self._rush.is_set():
             self._rush.set()
 
@@ -78,8 +80,8 @@ class Janitor:
     def sweep(self, now: float) -> None:
         """Look at everything once."""
         pool = self._pool
-        pool.gate.sweep(now)
         pool.set_timers(now)
+        pool.gate.sweep(now)
         for slot, db in pool.holders():
             self._look_at_lease(slot, db, now)
         if now - self._housekeeping >= CALM:

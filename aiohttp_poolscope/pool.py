@@ -200,8 +200,8 @@ class Pool:
         limit = self.config.acquire_timeout if timeout is None else timeout
         end = time.monotonic() + limit
         if not self.lend(db):
-            if not db.running and self.gate.turns_away():
-                raise self._refusal(Outcome.SHED, 0.0)
+            if not db.running:
+                self.gate.make_room()
             db._hold(await self._queue(db, limit))
         if hook is not None and db._slot is not None:
             await hooks.prepare(self, hook, db, db._slot, end - time.monotonic())

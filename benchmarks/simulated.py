@@ -117,7 +117,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{f"{count} gave up": {"given_up": count} for count in (1, 2, 10)},
     "who gives up is not heeded": {"given_up": FOR_EVER},
     **{f"a crowd: {room} for each connection": {"room": room} for room in (1, 2, 4, 10)},
-    "a crowd is not turned away": {"room": FOR_EVER},
+    "a crowd makes no room": {"room": FOR_EVER},
     "stands until the oldest is young": {"calm": 1.0},
 }
 """One constant changed at a time."""

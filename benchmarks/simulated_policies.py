@@ -7,7 +7,6 @@ from typing import Any
 
 from aiohttp_poolscope.gate import (
     CROWD_IN_LEASES,
-    GAVE_UP,
     GIVEN_UP,
     NORMAL_WAIT_IN_LEASES,
     Gate,
@@ -24,8 +23,11 @@ FOR_EVER = float("inf")
 class ByHand(Gate[int]):
     """Plain FIFO without any limit that serves the dead as well: what ``async with pool.acquire()`` does."""
 
-    def _next(self) -> Waiter[int] | None:
-        return self._waiters.popitem(last=False)[0] if self._waiters else None
+    def _next(self, now: float) -> Waiter[int] | None:
+        oldest = next(iter(self._waiters), None)
+        if oldest is not None:
+            self._remove(oldest)
+        return oldest
 
     def sweep(self, now: float) -> None:
         """Nobody looks."""
@@ -34,15 +36,15 @@ class ByHand(Gate[int]):
 class Newest(Gate[int]):
     """Newest first, always; nobody is shed."""
 
-    def _next(self) -> Waiter[int] | None:
+    def _next(self, now: float) -> Waiter[int] | None:
         self.standing = bool(self._waiters)
-        return super()._next()
+        return super()._next(now)
 
     def _observe(self, now: float) -> None:
         """Nothing is ever too late."""
 
-    def turns_away(self) -> bool:
-        return False
+    def make_room(self) -> None:
+        """There is always room."""
 
 
 class CoDel(Gate[int]):
@@ -87,9 +89,8 @@ class Tuned(Gate[int]):
 
     ``leases``: so many median leases are a normal wait. ``again``: the queue stands when the oldest has been late
     for so many times the normal wait. ``given_up``: so many must have left from the head of the queue before the
-    leases no longer count. ``room``: in a crowd newcomers are turned away from a queue that holds so many for each
-    connection. ``calm``: it stands until the oldest has waited no more than this share of the normal wait;
-    0: until it is empty.
+    leases no longer count. ``room``: in a crowd so many may wait for each connection. ``calm``: it stands until the
+    oldest has waited no more than this share of the normal wait; 0: until it is empty.
     """
 
     def __init__(
@@ -108,30 +109,18 @@ class Tuned(Gate[int]):
         self._enough = given_up
         self._room = room * self.maxsize
         self._ends = calm
-        self._left = 0
 
     def _normal_wait(self, now: float, floor: float) -> float:
         return max(floor, super()._normal_wait(now, 0.0) * self._leases)
 
-    def _remove(self, waiter: Waiter[int], why: Outcome) -> None:
-        self._left += why in GAVE_UP and waiter is next(iter(self._waiters))
-        super()._remove(waiter, why)
+    def _late_after(self, now: float, floor: float) -> float:
+        normal = self._normal_wait(now, floor)
+        heeded = self._given_up >= self._enough and now - self._gave_up_at <= normal and not self.standing
+        return floor if heeded else normal
 
-    def turns_away(self) -> bool:
-        if self.crowded and len(self._waiters) >= self._room:
+    def make_room(self) -> None:
+        if self.crowded and self._not_begun >= self._room:
             self._settle(next(iter(self._waiters)), Outcome.SHED)
-        return False
-
-    def _next(self) -> Waiter[int] | None:
-        gone = self.ended[Outcome.CLIENT_GONE]
-        waiter = super()._next()
-        if self._waiters:
-            self._left += self.ended[Outcome.CLIENT_GONE] - gone
-        return waiter
-
-    def _calm(self) -> None:
-        super()._calm()
-        self._left = 0
 
     def _observe(self, now: float) -> None:
         floor = self._queue_target
@@ -142,6 +131,7 @@ class Tuned(Gate[int]):
             since = max(oldest.since, self._up_since)
             waited = now - since
             if waited > floor and oldest.gone():
+                self._notice(oldest, now)
                 self._settle(oldest, Outcome.CLIENT_GONE)
             elif (
                 waited <= floor
@@ -152,6 +142,7 @@ class Tuned(Gate[int]):
                 self._late_since = None
                 return
             elif self.standing:
+                self.crowded = True
                 self._settle(oldest, Outcome.SHED)
             elif self._late_since is None or self._late_since - since <= late:
                 self._late_since = now
@@ -159,11 +150,7 @@ class Tuned(Gate[int]):
             elif now - self._late_since < self._again * late:
                 return
             else:
-                self.standing = self.crowded = True
-
-    def _late_after(self, now: float, floor: float) -> float:
-        heeded = self._left >= self._enough and not self.standing
-        return floor if heeded else self._normal_wait(now, floor)
+                self.standing = True
 
 
 POLICIES: dict[str, tuple[type[Gate[int]], dict[str, Any]]] = {

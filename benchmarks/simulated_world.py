@@ -205,10 +205,7 @@ class World:
         if slot is not None:
             self.begin(slot, request)
             return
-        if self.gate.turns_away():
-            request.outcome = Outcome.SHED
-            self.turn_away(request)
-            return
+        self.gate.make_room()
         self.gate.join(request, self.now)
         self.attend()  # a full queue that stands has shed somebody
         if request.outcome is not None:

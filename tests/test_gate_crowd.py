@@ -20,17 +20,17 @@ def crowd() -> tuple[Gate[int], Slot[int], list[Borrower]]:
     return gate, slot, line
 
 
-def makes_room(gate: Gate[int]) -> int:
-    """How many have been shed for somebody who comes."""
+def shed_for_one_more(gate: Gate[int]) -> int:
+    """How many have to go for somebody who comes."""
     before = gate.ended[Outcome.SHED]
-    gate.turns_away()
+    gate.make_room()
     return gate.ended[Outcome.SHED] - before
 
 
 def test_one_more_in_a_crowd_takes_the_place_of_the_oldest() -> None:
     """With two waiting for each connection, whoever comes has somebody to answer for longest, and is served first."""
     gate, slot, line = crowd()
-    assert not gate.turns_away()
+    assert shed_for_one_more(gate) == 1
     newest = queue_up(gate, 0.36)
     assert [borrower.outcome for borrower in [*line, newest]] == [Outcome.SHED, None, None, None]
     gate.give(slot, 0.37)
@@ -38,17 +38,18 @@ def test_one_more_in_a_crowd_takes_the_place_of_the_oldest() -> None:
     assert gate.violations() == []
 
 
-def test_work_that_has_begun_gives_its_place_to_nobody() -> None:
-    """Half-done work is not refused for somebody who has not begun: that one is turned away, and counted."""
-    gate, _, line = crowd()
-    for borrower in line:
-        borrower.running = True
-    before = gate.borrows
-    assert gate.turns_away()
-    assert (gate.borrows, gate.ended[Outcome.SHED], gate.waiting) == (before + 1, 2, len(line))
-    line[1].running = False
-    assert not gate.turns_away()
-    assert [borrower.outcome for borrower in line] == [None, Outcome.SHED, None]
+def test_work_that_has_begun_is_no_crowd() -> None:
+    """However many borrow within running handlers: they give their places to nobody, and take nobody's."""
+    gate, slot, line = crowd()
+    for _ in range(20):
+        queue_up(gate, 0.36, running=True)
+    assert shed_for_one_more(gate) == 1
+    assert shed_for_one_more(gate) == 1
+    assert [borrower.outcome for borrower in line] == [Outcome.SHED, Outcome.SHED, None]
+    assert (shed_for_one_more(gate), gate.waiting) == (0, 21)
+    newest = queue_up(gate, 0.36)
+    gate.give(slot, 0.37)
+    assert newest.outcome is Outcome.LENT
     assert gate.violations() == []
 
 
@@ -57,7 +58,7 @@ def test_the_first_of_a_crowd_have_a_place() -> None:
     gate, _, (first, second, _) = crowd()
     for borrower in (first, second):
         gate.withdraw(borrower, Outcome.CANCELLED, 0.35)
-    assert makes_room(gate) == 0
+    assert shed_for_one_more(gate) == 0
 
 
 def test_a_long_queue_is_no_crowd() -> None:
@@ -66,7 +67,7 @@ def test_a_long_queue_is_no_crowd() -> None:
     lend(gate)
     for _ in range(50):
         queue_up(gate, 0.0)
-    assert makes_room(gate) == 0
+    assert shed_for_one_more(gate) == 0
 
 
 def test_a_crowd_outlasts_the_queue_that_was_shed() -> None:
@@ -76,9 +77,9 @@ def test_a_crowd_outlasts_the_queue_that_was_shed() -> None:
     gate.withdraw(line[-1], Outcome.TIMED_OUT, 1.0)  # it was not shed: there is a connection for it
     assert (gate.waiting, gate.standing, gate.crowded) == (0, False, True)
     for _ in line[:2]:
-        assert makes_room(gate) == 0
+        assert shed_for_one_more(gate) == 0
         queue_up(gate, 1.0)
-    assert makes_room(gate) == 1
+    assert shed_for_one_more(gate) == 1
 
 
 def test_a_crowd_has_gone_when_a_connection_finds_nobody() -> None:
@@ -92,11 +93,20 @@ def test_a_crowd_has_gone_when_a_connection_finds_nobody() -> None:
     assert (gate.idle, gate.crowded) == (1, False)
 
 
+def test_a_crowd_has_gone_when_a_connection_is_lost_that_nobody_waits_for() -> None:
+    """Where every connection is closed when it comes back, none is ever idle."""
+    gate = gate_of(2)
+    slot, _ = lend(gate), lend(gate)
+    gate.crowded = True
+    gate.lost(slot, 0.1)
+    assert not gate.crowded
+
+
 def test_an_outage_turns_nobody_away() -> None:
     """Without a connection the crowd is not the trouble: who comes waits for the database."""
     gate, slot, _ = crowd()
     gate.lost(slot, 0.36)
-    assert makes_room(gate) == 0
+    assert shed_for_one_more(gate) == 0
 
 
 class Refusals(Timeline):
@@ -114,7 +124,7 @@ def test_a_crowd_is_answered_in_time() -> None:
     timeline = Refusals(gate_of(10))
 
     def come(now: float) -> None:
-        assert not timeline.gate.turns_away()
+        timeline.gate.make_room()
         timeline.borrow(now, 0.01)
 
     for i in range(6000):  # 2 s at 3,000 a second, 10 ms each
@@ -163,3 +173,35 @@ def test_clients_that_leave_from_within_do_not() -> None:
     for borrower in (line[0], line[2], line[3], line[4]):
         gate.withdraw(borrower, Outcome.CLIENT_GONE, 1.0)
     assert not looked_at(gate, 1.1, 1.3)
+
+
+def test_a_queue_that_stands_because_of_them_is_no_crowd() -> None:
+    """Only the order changes: nobody has to make room, and nobody is refused who could be served."""
+    gate, line = long_leases()
+    for borrower in line[:2]:
+        gate.withdraw(borrower, Outcome.CLIENT_GONE, 1.0)
+    assert looked_at(gate, 1.1, 1.3)
+    assert not gate.crowded
+    assert gate.ended[Outcome.SHED] == 0
+
+
+def test_those_who_left_long_ago_are_forgotten() -> None:
+    """Two who leave an hour apart say nothing about the others."""
+    gate, line = long_leases()
+    gate.withdraw(line[0], Outcome.CANCELLED, 1.0)
+    for borrower in line[1:]:
+        borrower.since = 3600.0
+    gate.withdraw(line[1], Outcome.CANCELLED, 3601.0)
+    assert not looked_at(gate, 3601.1, 3601.3)
+
+
+def test_what_two_did_is_forgotten_too() -> None:
+    """Who comes much later, in a queue that was never empty, may be patient."""
+    gate, line = long_leases()
+    for borrower in line[:2]:
+        gate.withdraw(borrower, Outcome.CANCELLED, 0.05)
+    for borrower in line[2:]:
+        borrower.since = 10.0
+    (slot,) = gate.slots
+    slot.since = 10.0  # a lease of 1 s is still what is usual
+    assert not looked_at(gate, 10.2, 10.4)

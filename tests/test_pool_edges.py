@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pytest
 from aiohttp import web
 
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope import janitor
 from aiohttp_poolscope.driver import IDLE
+from aiohttp_poolscope.errors import PoolExhausted
 
 from . import clients
 from .conftest import DEADLINE, Database, Serve, until
-
-if TYPE_CHECKING:
-    import pytest
 
 PID = "SELECT pg_backend_pid()"
 
@@ -206,3 +205,23 @@ async def test_the_pools_own_work_is_no_requests(make_scope: Any, dsn: str) -> N
         whose.set("a request's")
         assert await scope.fetchval("SELECT 1") == 1
         assert seen == ["nobody's"]
+
+
+@pytest.mark.parametrize("how", ["cancelled", "failed"])
+async def test_a_wait_ends_although_the_janitor_had(make_scope: Any, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """Whoever waits starts it again: a filter of the user's log that raises may have ended it."""
+    async with make_scope(maxsize=1, acquire_timeout=0.3) as scope, scope.acquire():
+        sweeper = scope._running().janitor
+        ended = sweeper._task
+        if how == "cancelled":
+            ended.cancel()
+        else:
+            monkeypatch.setattr(janitor.logger, "exception", None)
+            monkeypatch.setattr(sweeper, "sweep", None)
+            sweeper.hurry()
+        await asyncio.wait([ended], timeout=5)
+        assert ended.cancelled() or ended.exception() is not None
+        monkeypatch.undo()
+        with pytest.raises(PoolExhausted):
+            async with asyncio.timeout(5):
+                await scope.acquire()

@@ -58,10 +58,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         demand = Demand(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Demand)})
         limits = _given(args.max_connections) if args.dsn is None else asyncio.run(_ask(args.dsn))
-    except (ValueError, PoolScopeError, DatabaseError, OSError) as error:
+        found = plan(demand, limits)
+    except (ValueError, OverflowError, PoolScopeError, DatabaseError, OSError) as error:
         print(f"doctor: {error}", file=sys.stderr)
         return CANNOT_TELL
-    found = plan(demand, limits)
     print(_as_json(limits, found) if args.json else "\n".join(_as_text(limits, found)))
     return FITS if found.fits else DOES_NOT_FIT
 

@@ -115,6 +115,8 @@ def test_what_never_ends_is_null_for_programs() -> None:
         (("--max-connections", "9", "--rate", "-1", "--lease", "1"), "doctor: rate must be"),
         (("--max-connections", "9", *LOAD, "--reads", "0.5"), "doctor: reads=0.5 needs replicas"),
         (("--max-connections", "0", *LOAD), "doctor: --max-connections"),
+        (("--max-connections", "100", "--rate", "1e9", "--lease", "1"), "doctor: "),
+        (("--max-connections", "100", *LOAD, "--cpu", "1e308"), "doctor: "),
         (("postgresql://localhost/x?maxsiz=5", *LOAD), "maxsiz"),
     ],
 )
