@@ -26,8 +26,8 @@ help:
 	@echo "make simulate   random schedules against the gate; SCHEDULES=100000"
 	@echo "make soak       ten minutes of mixed load and random faults, then an audit; MINUTES=30, ARGS=--uvloop"
 	@echo "make facts      the figures of the README, measured here, in a minute and a half; ARGS=--json for every run"
-	@echo "make bench      beside aiopg by hand, asyncpg, psycopg and others, 15 minutes; needs wrk; ARGS=--help for a part"
-	@echo "make bench-quick  two minutes of it, and what has got worse since the figures on record"
+	@echo "make bench      beside aiopg by hand, asyncpg, psycopg and others, 16 minutes; needs wrk; ARGS=--help for a part"
+	@echo "make bench-quick  three minutes of it, and what has got worse since the figures on record"
 	@echo "make clean      delete what these have made"
 	@echo "PYTHON=python3.13 chooses another Python; use it with VENV=.venv-3.13"
 
@@ -63,7 +63,7 @@ bench-quick: $(VENV)/.for-bench
 	@$(BIN)/python -m benchmarks --quick $(ARGS)
 
 clean:
-	rm -rf .venv .venv-* $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* $(VENV) benchmarks/results build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp a purpose, renewed when pyproject.toml changes: `make demo` needs a third of what the tests need.

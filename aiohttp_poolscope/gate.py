@@ -40,6 +40,7 @@ GIVEN_UP = 2
 would be normal. One may leave for reasons of its own."""
 
 GAVE_UP = (Outcome.CLIENT_GONE, Outcome.TIMED_OUT, Outcome.CANCELLED)
+"""How a borrow ends that somebody no longer waits for."""
 
 TARGET_CACHED = 0.025
 """Seconds for which the median lease is not computed again: it costs a sort of up to 2 * maxsize numbers."""
@@ -431,6 +432,7 @@ class Gate(Generic[L]):
             "who waits has no outcome": all(w.outcome is None and w.slot is None for w in self._waiters),
             "an empty queue does not stand": bool(self._waiters) or not self.standing,
             "a bounded queue": len(self._waiters) + self.lent <= self._max_waiting + self.maxsize,
+            "work that has not begun counted": sum(not w.running for w in self._waiters) == self._not_begun,
             "nobody waits at a closed gate": not (self.closed and self._waiters),
         }
         return [name for name, holds in checks.items() if not holds]

@@ -1,6 +1,6 @@
 """Janitor: one task that looks at everything which no event announces.
 
-It sweeps every 50 ms while anyone waits, every second otherwise.
+It sweeps every 50 ms while anyone waits, every second otherwise. Who waits too long has its timer from a sweep.
 """
 
 from __future__ import annotations

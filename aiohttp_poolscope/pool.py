@@ -58,7 +58,7 @@ STALLED = 60.0
 """Seconds without any connection coming back that are suspicious where statements have no limit."""
 
 SOON = 0.1
-"""Seconds: an ``acquire_timeout`` that might end before a sweep has noticed who waits."""
+"""Seconds, two sweeps: whose time ends sooner might not be seen by another one before."""
 
 CLOSE_LIMIT = 1.0
 """Seconds that aiopg has to end a pool without connections: it has nothing to wait for."""
@@ -118,10 +118,10 @@ class Pool:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
-        # What every returned connection gets, so that none can go straight to the next.
         self.expired_at = float("-inf")
         self._demoted_at = float("-inf")
         self.owner = asyncio.current_task()
+        # Every connection that comes back gets something first, so that none can go straight to the next.
         self._always_repair = config.reset != "rollback" or config.on_release is not None
 
     async def start(self) -> None:
@@ -241,9 +241,9 @@ class Pool:
         return slot
 
     def set_timers(self, now: float) -> None:
-        """Give a timer to whoever waits without one: most are served before a sweep has seen them."""
+        """Give a timer to those whose time is nearly over: nearly all are served before."""
         for place in self.gate.waiters():
-            if isinstance(place, Place) and place.timer is None:
+            if isinstance(place, Place) and place.end - now < SOON and place.timer is None:
                 self._set_timer(place, now)
 
     def _set_timer(self, place: Place, now: float) -> None:

@@ -1,7 +1,7 @@
 """The benchmark: against a PostgreSQL of its own, with services and load in processes of their own.
 
-    python -m benchmarks              all studies, about 14 minutes; a table of the goals, and a file with every sample
-    python -m benchmarks --quick      fewer cases, shorter runs, about two minutes
+    python -m benchmarks              all studies, about 16 minutes; a table of the goals, and a file with every sample
+    python -m benchmarks --quick      fewer cases, shorter runs, about three minutes
     python -m benchmarks --only throughput,contention --rounds 5
 
 The goals inform: the exit code is 0 when all could be measured, 2 when not. What was measured is kept either way.
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from .study import Goal
 
 STUDIES = {
-    "throughput": (40, 280),
-    "contention": (25, 140),
+    "throughput": (70, 330),
+    "contention": (35, 220),
     "overload": (20, 235),
     "costs": (20, 75),
     "growth": (5, 140),

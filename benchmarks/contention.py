@@ -28,8 +28,11 @@ default that is an overload, and most are refused at once so that the others nee
 """
 
 CANDIDATES = ("poolscope", "by hand")
-SECONDS = {100: 3, 1000: 6}
+SECONDS = {100: 3, 1000: 5}
 """Long enough that the slowest of them come to their end."""
+
+TURNS = 2
+"""How often both take turns in one round."""
 
 PATIENCE = 30.0
 """Seconds a client waits, so that the slowest request is measured and not given up."""
@@ -61,10 +64,11 @@ async def run_case(bench: Bench, number: int, clients: int, loop: Loop, settings
             service = running(candidate, bench.dsn, loop=loop, **settings.get(candidate, {}))
             urls[candidate] = (await services.enter_async_context(service)).url + "/one"
             await wrk.warm_up(urls[candidate], [""])
-        for candidate in bench.in_turns(CANDIDATES, number):
-            run = {"study": STUDY, "case": name, "candidate": candidate, "number": number}
-            load = {"clients": clients, "seconds": SECONDS[clients], "timeout": PATIENCE}
-            await wrk.measure(bench, urls[candidate], **run, **load)
+        load = {"clients": clients, "seconds": SECONDS[clients], "timeout": PATIENCE}
+        for turn in range(number * TURNS, (number + 1) * TURNS):
+            for candidate in bench.in_turns(CANDIDATES, turn):
+                run = {"study": STUDY, "case": name, "candidate": candidate, "number": turn}
+                await wrk.measure(bench, urls[candidate], **run, **load)
 
 
 def allow_files() -> None:

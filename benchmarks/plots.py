@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .contention import CROWDS
@@ -60,8 +61,8 @@ def draw(runs: Sequence[Results], folder: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     samples = [sample for run in runs for sample in run.samples]
     drawn = []
-    for name, draw_it in PICTURES.items():
-        if not cases(samples, name):
+    for name, (study, draw_it) in PICTURES.items():
+        if not cases(samples, study):
             continue
         with mpl.rc_context(STYLE):
             figure = draw_it(samples, runs)
@@ -137,18 +138,21 @@ def contention(samples: Sequence[Sample], runs: Sequence[Results]) -> Any:
     return figure
 
 
-def overload(samples: Sequence[Sample], runs: Sequence[Results]) -> Any:
-    """What is served in time of what is offered, second by second."""
+def overload(samples: Sequence[Sample], runs: Sequence[Results], *, first: bool = False) -> Any:
+    """What is served in time of what is offered, second by second; ``first``: in the first case only."""
     series: dict[str, Any] = next((run.notes["overload series"] for run in runs if "overload series" in run.notes), {})
     names = [name for name, each in series.items() if len(each) > 1] or list(series)
     if not names:
         return None
+    names = names[:1] if first else names
     found = cases(samples, "overload")
     title = "Requests per second, by the moment they came: offered, and answered in time"
     figure, axes = panels(len(names), 1, title, 0.6 + 2.1 * len(names))
     for place, name in zip(axes[:, 0], names, strict=True):
         place.set_title(name, loc="left")
         for candidate, each in in_order(series[name]).items():
+            if not any(each["served"]):  # who only refuses has no line to show
+                continue
             step = each["step"]
             moments = [index * step for index in range(len(each["served"]))]
             if candidate == "poolscope":
@@ -160,7 +164,7 @@ def overload(samples: Sequence[Sample], runs: Sequence[Results]) -> Any:
         if capacity is not None:
             place.axhline(capacity.median, color=GREY, linewidth=1, linestyle=":", label="capacity")
         place.set_ylim(0)
-        place.legend(frameon=False, loc="upper right")
+        place.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes[-1, 0].set_xlabel("seconds")
     return figure
 
@@ -176,8 +180,10 @@ def in_order(candidates: Mapping[str, Any]) -> dict[str, Any]:
     return dict(sorted(candidates.items(), key=lambda each: order.index(each[0]) if each[0] in order else len(order)))
 
 
-PICTURES: dict[str, Callable[[Sequence[Sample], Sequence[Results]], Any]] = {
-    "throughput": throughput,
-    "contention": contention,
-    "overload": overload,
+PICTURES: dict[str, tuple[str, Callable[[Sequence[Sample], Sequence[Results]], Any]]] = {
+    "throughput": ("throughput", throughput),
+    "contention": ("contention", contention),
+    "overload": ("overload", overload),
+    "standing": ("overload", partial(overload, first=True)),
 }
+"""By the name of its file, the study that each is of. ``standing`` is for the README."""

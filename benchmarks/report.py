@@ -37,8 +37,8 @@ else the machine does hits all of them. The figures beside them are this machine
   refused on purpose, they are counted.
 
 ```sh
-make bench         # all of it, about 14 minutes; ARGS="--only throughput --rounds 5" for a part
-make bench-quick   # about 2 minutes; ends with what has got worse since the figures on record
+make bench         # all of it, about 16 minutes; ARGS="--only throughput --rounds 5" for a part
+make bench-quick   # about 3 minutes; ends with what has got worse since the figures on record
 ```
 
 It needs `wrk` (`apt-get install wrk`). Every single run is kept in `benchmarks/results/results.json`; from such files

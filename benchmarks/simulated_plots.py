@@ -119,7 +119,7 @@ def draw(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(STYLE):
         for name, panels, fill in (
-            ("overload", 2, over_time),
+            ("overload-simulated", 2, over_time),
             ("overload-patience", 1, over_patience),
             ("overload-target", 2, over_target),
         ):
