@@ -39,14 +39,6 @@ CANCEL_MARGIN = 0.25
 READ_ONLY: Final = "25006"
 """SQLSTATE of a write in a read-only transaction, which is all that a standby has."""
 
-SENT_AT_ONCE = 4000
-"""Bytes of a statement that the socket of an idle connection takes in one piece: libpq has no more to send.
-
-The smallest send buffer that Linux gives a socket has room for them (tcp_wmem, wmem_default). Then there is nothing to
-do before the answer comes, or the end of the connection: asyncio tells of either for as long as it has not been read.
-uvloop tells of an end once, maybe before the statement is sent: there each statement is followed by a look.
-"""
-
 SETTLE_LIMIT = 1.0
 """Seconds that an abandoned statement has to end after it was cancelled; then the connection is closed."""
 
@@ -94,7 +86,6 @@ class Link:
         "_loop",
         "_overdue",
         "_owner",
-        "_sent_at_once",
         "aio",
         "cancelling",
         "demoted",
@@ -123,7 +114,6 @@ class Link:
         self.verdict: PoolScopeError | None = None
         self._owner: aiopg.Pool | None = owner
         self._loop = asyncio.get_running_loop()
-        self._sent_at_once = SENT_AT_ONCE if isinstance(self._loop, asyncio.BaseEventLoop) else 0
         self._factory: dict[str, Any] = {"cursor_factory": rows} if rows else {}
         self._cursor: Any = None
         self.cancelling: asyncio.Future[None] | None = None
@@ -253,8 +243,7 @@ class Link:
         timer = None if timeout is None else self._loop.call_later(timeout, self.overdue, timeout)
         try:
             cursor.execute(sql, params)
-            if len(cursor.query) > self._sent_at_once:
-                go_on(aio._weakref)
+            go_on(aio._weakref)  # what has not been sent yet; and a look: uvloop tells of a connection's end only once
             await waiter
         except psycopg2.Error as error:
             self._after(error)
