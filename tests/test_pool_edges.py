@@ -12,6 +12,7 @@ from aiohttp import web
 
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope import janitor
+from aiohttp_poolscope.connection import ScopedConnection
 from aiohttp_poolscope.driver import IDLE
 from aiohttp_poolscope.errors import PoolExhausted
 
@@ -225,3 +226,26 @@ async def test_a_wait_ends_although_the_janitor_had(make_scope: Any, monkeypatch
         with pytest.raises(PoolExhausted):
             async with asyncio.timeout(5):
                 await scope.acquire()
+
+
+async def test_in_a_crowd_the_oldest_request_makes_room(make_scope: Any) -> None:
+    """Two for each connection may wait; one more refuses the oldest at once, but none whose work has begun."""
+    async with make_scope(maxsize=1, acquire_timeout=5) as scope:
+        pool = scope._running()
+        holder = await scope.acquire()
+        pool.gate.crowded = True
+        begun = asyncio.ensure_future(scope.acquire()._borrow())
+        requests = []
+        for _ in range(3):
+            db = ScopedConnection(pool)
+            db.running = False
+            requests.append((db, asyncio.ensure_future(db._borrowed())))
+            await asyncio.sleep(0)
+        with pytest.raises(PoolExhausted, match="the longest waiting are refused"):
+            await asyncio.wait_for(asyncio.shield(requests[0][1]), 2)
+        assert (pool.gate.waiting, scope.stats().shed) == (3, 1)
+        holder.release()
+        (await begun).release()
+        for db, borrowed in requests[1:]:
+            await borrowed
+            db._end("its request")
