@@ -161,7 +161,8 @@ class Driver:
         return await _asked(given, "password", config.connect_timeout) if callable(given) else given
 
     async def _acquire(self, target: Target, mode: str, password: str | None) -> Link:
-        key = (target, mode, password, self._check_interval, self._generation)
+        generation = self._generation  # of the parameters below, whatever they are when it is connected
+        key = (target, mode, password, self._check_interval, generation)
         pool = self._pools.get(key)
         if pool is None:
             params: dict[str, Any] = {**self._params, **target.parameters(), "sslmode": mode}
@@ -179,7 +180,7 @@ class Driver:
                 **params,
             )
         link = Link(await pool.acquire(), pool, target, self._rows, pgbouncer=self._config.pgbouncer)
-        link.generation = self._generation
+        link.generation = generation
         # Of a standby that was looked for, or in sessions that are read-only anyway, nobody expects to write.
         if not self._config.readonly and self._config.target in ("any", "primary"):
             link.demoted = self._demoted
