@@ -1,5 +1,6 @@
 """One PostgreSQL connection per aiohttp request, that always comes back."""
 
+from . import events
 from .config import PoolConfig
 from .connection import ScopedConnection
 from .cursor import ScopedCursor
@@ -20,6 +21,7 @@ from .marks import eager, lazy, no_connection, replica, transactional
 from .scope import PoolScope, setup
 from .statements import Stream, Transaction
 from .stats import HistogramSnapshot, Lease, PoolStats
+from .tags import request_id
 
 __version__ = "0.1.0"
 
@@ -46,9 +48,11 @@ __all__ = (
     "TransactionFailed",
     "__version__",
     "eager",
+    "events",
     "lazy",
     "no_connection",
     "replica",
+    "request_id",
     "setup",
     "transactional",
 )

@@ -5,33 +5,30 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import time
 
 from aiohttp import web
 
 from .errors import PoolScopeError, ShuttingDown
+from .logs import Seldom
+from .tags import request_id, route_of
 
 __all__ = ("answer", "only_ours")
 
 logger = logging.getLogger("aiohttp_poolscope")
 
-QUIET = 1.0
-"""Seconds between two log lines about the same kind of refusal: an overload must not become one of the log."""
-
-
 CLIENT_GONE = 499
 """nginx's "Client Closed Request": nobody is there to receive it, but the access log shows why the request ended."""
 
-_last_logged: dict[type[PoolScopeError], tuple[float, int]] = {}
+_seldom = Seldom()
 
 
-def answer(error: PoolScopeError) -> web.Response:
+def answer(error: PoolScopeError, request: web.Request | None = None) -> web.Response:
     """The answer to a request that ended with ``error``.
 
     A response to return, not an HTTPException to raise: raised, it would leave some twenty objects in reference
     cycles, and refusing must be cheap while there is most of it to do.
     """
-    _log(error)
+    _log(error, request)
     response = web.Response(
         status=error.status,
         reason="Client Closed Request" if error.status == CLIENT_GONE else None,
@@ -40,6 +37,8 @@ def answer(error: PoolScopeError) -> web.Response:
         charset="utf-8",
         headers=None if error.retry_after is None else {"Retry-After": str(error.retry_after)},
     )
+    if request is not None:
+        response.headers["X-Request-ID"] = request_id(request)
     if isinstance(error, ShuttingDown):
         response.force_close()
     return response
@@ -61,16 +60,23 @@ def only_ours(group: BaseExceptionGroup[BaseException]) -> PoolScopeError | None
     return first
 
 
-def _log(error: PoolScopeError) -> None:
-    if error.status == web.HTTPInternalServerError.status_code:
-        logger.error("%s", error, exc_info=error)  # a mistake in the program: it wants its traceback
+def _log(error: PoolScopeError, request: web.Request | None) -> None:
+    mistake = error.status == web.HTTPInternalServerError.status_code
+    more = "" if mistake else _seldom.suffix(error.code)
+    if more is None:
         return
-    kind, now = type(error), time.monotonic()
-    last, suppressed = _last_logged.get(kind, (float("-inf"), 0))
-    if now - last < QUIET:
-        _last_logged[kind] = (last, suppressed + 1)
-        return
-    _last_logged[kind] = (now, 0)
-    more = f" (and {suppressed} more since the last such line)" if suppressed else ""
-    level = logging.INFO if error.status == CLIENT_GONE else logging.WARNING
-    logger.log(level, "%s%s", error, more)
+    level = logging.ERROR if mistake else logging.INFO if error.status == CLIENT_GONE else logging.WARNING
+    # A mistake in the program wants its traceback.
+    logger.log(level, "%s%s", error, more, exc_info=error if mistake else None, extra=_structured(error, request))
+
+
+def _structured(error: PoolScopeError, request: web.Request | None) -> dict[str, str | None]:
+    if request is None:
+        return {"event": error.code}
+    return {
+        "event": error.code,
+        "method": request.method,
+        "path": request.rel_url.raw_path,
+        "route": route_of(request.match_info.route),
+        "request_id": request_id(request),
+    }

@@ -168,6 +168,10 @@ class PoolConfig:
     """Read hstore as dict, for one query more per connect."""
     stacks: bool = setting(default=False, kind=flag())
     """Keep the stack of each borrow, for the report of a leak."""
+    request_tag: Literal["off", "application_name", "comment"] = setting(
+        "off", choice("off", "application_name", "comment")
+    )
+    """Where pg_stat_activity shows which request a backend works for."""
     slow_threshold: float | None = setting(None, seconds(0, optional=True))
     """Statements that take longer are reported. None: none are."""
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import inspect
 import random
 import time
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from .connection import Acquisition, ScopedConnection
 from .driver import DatabaseError, sqlstate
-from .errors import DatabaseUnavailable, PoolScopeError, ShuttingDown
+from .errors import ConfigError, DatabaseUnavailable, PoolScopeError, ShuttingDown
 from .repairs import PING_LIMIT
 from .stats import Lease, PoolStats
 
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from .config import PoolConfig
+    from .events import Event, Events
     from .pool import Pool
     from .statements import Isolation, Transaction
 
 __all__ = ("Direct", "State", "current")
 
 T = TypeVar("T")
+C = TypeVar("C", bound="Callable[[Event], object]")
 State = Literal["starting", "serving", "draining", "closed"]
 
 RETRIABLE = frozenset({"40001", "40P01"})
@@ -43,6 +46,7 @@ class Direct:
     config: PoolConfig
     _pool: Pool | None
     _ran: bool
+    _events: Events
 
     @property
     def state(self) -> State:
@@ -50,6 +54,19 @@ class Direct:
         if self._pool is None:
             return "closed" if self._ran else "starting"
         return "draining" if self._pool.drain.begun else "serving"
+
+    def on_event(self, callback: C, *kinds: type[Event]) -> C:
+        """Call ``callback(event)`` for what happens to the pool, or for these kinds and families of ``events`` only.
+
+        It is called at once, where it happens, so it should be quick; what it raises is logged and harms nobody. It
+        lives as long as the scope. Also a decorator: ``@scope.on_event``. Raises ConfigError when it is async, or a
+        kind is none.
+        """
+        called = getattr(callback, "__call__", None)  # noqa: B004  an object may be called, and be async in that
+        if called is None or any(map(inspect.iscoroutinefunction, (callback, called))):
+            raise ConfigError(f"on_event({callback!r}): must be a plain function of one argument, the event")
+        self._events.listen(callback, *kinds)
+        return callback
 
     def expire(self) -> None:
         """Replace every connection as it comes back: after a change of passwords, roles or the primary."""

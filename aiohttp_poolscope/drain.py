@@ -7,9 +7,10 @@ connections, and aiohttp would wait for them twice its ``shutdown_timeout``.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from typing import TYPE_CHECKING, Any
+
+from .events import DrainFinished, DrainStarted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from .pool import Pool
 
 __all__ = ("Drain",)
-
-logger = logging.getLogger("aiohttp_poolscope")
 
 STEP = 0.02
 """Seconds between looks at the leases that are left."""
@@ -40,6 +39,7 @@ class Drain:
         """Refuse who has not started, and start to drain. The task is done when the pool is closed."""
         if self._task is None:
             self._pool.gate.drain()
+            self._pool.watch.tell(DrainStarted, in_use=self._pool.gate.lent)
             # Not one of the pool's own tasks: it is the one that ends them.
             self._task = asyncio.get_running_loop().create_task(self._run(), name=f"poolscope {self._pool.key}: drain")
         return self._task
@@ -56,15 +56,12 @@ class Drain:
             forced = [f"{it.method or 'no request'} {it.path or it.task or ''}".strip() for it in pool.leases()]
         finally:
             await pool.stop()
-        logger.log(
-            logging.WARNING if forced else logging.INFO,
-            "pool %r: drained in %.2f s, %d served meanwhile, %d cancelled, %d forced%s",
-            pool.key,
-            time.monotonic() - begun,
-            pool.gate.taken - taken,
-            cancelled,
-            len(forced),
-            f": {', '.join(forced)}" if forced else "",
+        pool.watch.tell(
+            DrainFinished,
+            duration=time.monotonic() - begun,
+            served=pool.gate.taken - taken,
+            cancelled=cancelled,
+            forced=tuple(forced),
         )
 
     async def _until(self, end: float, busy: Callable[[], bool]) -> None:

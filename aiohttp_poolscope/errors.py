@@ -28,12 +28,14 @@ class PoolScopeError(Exception):
 
     ``status`` is the HTTP status the middleware answers with, ``code`` the machine-readable name in the body,
     ``title`` the sentence in the body and ``retry_after`` the ``Retry-After`` header in seconds (None: no header).
+    ``request_id`` names the request whose borrow was refused, None where there was none.
     """
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal-error"
     title: ClassVar[str] = "The request could not be completed."
     retry_after: int | None = None
+    request_id: str | None = None
 
 
 class ConfigError(PoolScopeError):

@@ -9,15 +9,47 @@ from typing import TYPE_CHECKING, Any
 from .connection import ScopedConnection
 from .driver import DatabaseError, cancelled_by_server
 from .errors import ConnectionReleased, DatabaseUnavailable, PoolExhausted, PoolScopeError, QueryTimeout
+from .tags import comment_for, request_id
 
 if TYPE_CHECKING:
+    from .config import Hook, PoolConfig
     from .driver import Link
     from .gate import Slot
     from .pool import Pool
 
-__all__ = ("prepare", "run")
+__all__ = ("before_lending", "prepare", "run")
 
 logger = logging.getLogger("aiohttp_poolscope")
+
+LONGEST_NAME = 63
+"""Characters, all of them ASCII but perhaps the key's, at which PostgreSQL cuts a name."""
+
+
+def before_lending(config: PoolConfig) -> Hook:
+    """What is awaited with a connection before it is lent: ``on_acquire``, after the tag of ``request_tag``."""
+    tag = {"application_name": _name_session, "comment": _comment, "off": None}[config.request_tag]
+    hook = config.on_acquire
+    if tag is None or hook is None:
+        return hook or tag
+
+    async def both(db: ScopedConnection) -> None:
+        await tag(db)
+        await hook(db)
+
+    both.__qualname__ = _name(hook)
+    return both
+
+
+async def _name_session(db: ScopedConnection) -> None:
+    if db.client is None:
+        await db.execute("RESET application_name")
+    else:
+        name = f"{db._pool.key}:{request_id(db.client)}"
+        await db.execute("SET application_name = %s", (name[:LONGEST_NAME],))
+
+
+async def _comment(db: ScopedConnection) -> None:
+    db._link_in_use().comment = comment_for(db.client, db.route)
 
 
 async def run(pool: Pool, hook: Any, slot: Slot[Link]) -> None:

@@ -13,7 +13,6 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from .errors import QueryTimeout
-from .leases import describe
 from .targets import SEEK_EVERY
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ class Janitor:
         if config.leak_threshold is not None and held > config.leak_threshold and not db.reported:
             db.reported = True
             pool.leaked += 1
-            logger.warning("pool %r: a connection is held for %.1f s: %r", pool.key, held, describe(db, held))
+            pool.watch.leaked(db, held)
         if config.max_lease is not None and held > config.max_lease:
             db._revoke(f"it was held for more than max_lease ({config.max_lease:g} s)")
         # Once: a second one would interrupt the handler's own cleaning up.
@@ -129,8 +128,10 @@ class Janitor:
         spare = len(pool.gate.slots) > config.minsize
         if slot.link.closed:
             pool.bury(slot)
-        elif now >= slot.expires or (spare and _longer(now - slot.used, config.idle_timeout)):
-            pool.drop(slot)
+        elif now >= slot.expires:
+            pool.drop(slot, "lifetime")
+        elif spare and _longer(now - slot.used, config.idle_timeout):
+            pool.drop(slot, "idle")
         elif _longer(now - slot.since, config.keepalive):
             pool.gate.repair(slot, now)
             pool.repairs.check(slot, "keepalive")

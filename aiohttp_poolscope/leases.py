@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 from .stats import Lease
+from .tags import request_id, route_of
 
 if TYPE_CHECKING:
     from .connection import ScopedConnection
 
-__all__ = ("describe", "request_id")
+__all__ = ("describe", "whose")
 
-REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-"""What is taken for a request id: visible ASCII only, so that it can break no log line, and not a whole header."""
+
+def whose(db: ScopedConnection) -> dict[str, str | None]:
+    """The request that a connection is, or was to be, lent for; nothing but None outside of requests."""
+    request = db.client
+    return {
+        "method": db.method,
+        "path": None if request is None else request.rel_url.raw_path,  # decoded, it could break a log line
+        "route": route_of(db.route),
+        "request_id": None if request is None else request_id(request),
+    }
 
 
 def describe(db: ScopedConnection, held: float) -> Lease:
     """The lease of ``db``, which it has had for ``held`` seconds."""
-    request = db.client
-    resource = getattr(db.route, "resource", None)
     return Lease(
-        method=db.method,
-        path=None if request is None else request.rel_url.raw_path,  # decoded, it could break a log line
-        route=None if resource is None else resource.canonical,
-        request_id=None if request is None else request_id(request),
+        **whose(db),
         task=None if db.task is None else db.task.get_name(),
         held=held,
         where=_where(db),
         stack=_stack(db) if db._pool.config.stacks else None,
     )
-
-
-def request_id(request: Any) -> str | None:
-    """The request's ``X-Request-ID``, if it is one that can be shown."""
-    given = request.headers.get("X-Request-ID")
-    return given if given is not None and REQUEST_ID.fullmatch(given) else None
 
 
 def _where(db: ScopedConnection) -> str | None:

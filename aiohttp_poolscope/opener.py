@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import random
 import time
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from . import hooks
 from .driver import DatabaseError
 from .errors import DatabaseUnavailable, PoolScopeError
+from .events import BreakerClosed, BreakerOpened, ConnectFailed, Opened
 from .gate import Slot
 
 if TYPE_CHECKING:
@@ -24,14 +24,13 @@ if TYPE_CHECKING:
 
 __all__ = ("Opener",)
 
-logger = logging.getLogger("aiohttp_poolscope")
-
 
 class Opener:
     """Opens while the gate wants it. ``problem`` is why the last attempt failed; empty if it did not."""
 
     def __init__(self, pool: Pool) -> None:
         self.problem = ""
+        self._broken_since = 0.0
         self._pool = pool
         self._task: asyncio.Task[None] | None = None
         self._asked = False
@@ -102,8 +101,10 @@ class Opener:
         pool.connect.record(now - begun)
         pool.opened += 1
         self.problem = ""
+        slot.link.watch, slot.link.slow_after = pool.watch, pool.config.slow_threshold
+        pool.watch.tell(Opened, duration=now - begun)
         if pool.breaker.succeeded():
-            logger.warning("pool %r: the database answers again", pool.key)
+            pool.watch.tell(BreakerClosed, duration=now - self._broken_since)
         slot.expires = pool.lifetime_end(begun)
         pool.gate.opened(slot, now)
         self._attempt_ended()
@@ -126,10 +127,11 @@ class Opener:
     def _failed(self, error: Exception) -> None:
         pool = self._pool
         self.problem = str(error) or repr(error)
-        log = logger.warning if pool.breaker.failures == 0 else logger.debug
-        if pool.breaker.failed():
-            log = logger.error
-        strange = None if isinstance(error, DatabaseUnavailable) else error
-        log("pool %r: %s (attempt %d)", pool.key, error, pool.breaker.failures, exc_info=strange)
+        pool.connect_failed += 1
+        opens, attempt = pool.breaker.failed(), pool.breaker.failures
+        pool.watch.tell(ConnectFailed, cause=self.problem, attempt=attempt, error=error)
+        if opens:
+            self._broken_since = time.monotonic()
+            pool.watch.tell(BreakerOpened, cause=self.problem, attempt=attempt)
         if pool.unreachable:
             pool.gate.fail()

@@ -23,27 +23,22 @@ from .budget import LIMITS, Limits, overdrawn
 from .connection import ScopedConnection
 from .drain import Drain
 from .driver import Driver
-from .errors import (
-    ClientGone,
-    ConfigError,
-    DatabaseUnavailable,
-    PoolExhausted,
-    PoolScopeError,
-    QueueFull,
-    ShuttingDown,
-)
+from .errors import ConfigError, PoolScopeError
+from .events import Acquired, Released
 from .gate import Gate, Outcome, Slot, SlotState, Waiter
 from .janitor import SILENCE_MARGIN, Janitor
 from .leases import describe
 from .opener import Opener
 from .repairs import Repairs
 from .stats import Histogram, Lease, PoolStats
+from .watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from .config import PoolConfig
     from .driver import Link
+    from .events import CloseReason, Events
 
 __all__ = ("Pool",)
 
@@ -91,9 +86,11 @@ class Place(Waiter["Link"]):
 class Pool:
     """The connections of one scope in one run of an application."""
 
-    def __init__(self, config: PoolConfig) -> None:
+    def __init__(self, config: PoolConfig, events: Events) -> None:
         self.config = config
         self.key = config.key
+        self.watch = Watch(self, events)
+        self.heard = events.heard
         self.gate: Gate[Link] = Gate(
             maxsize=config.maxsize,
             minsize=config.minsize,
@@ -111,7 +108,9 @@ class Pool:
         self.wait = Histogram()
         self.lease = Histogram()
         self.connect = Histogram()
-        self.opened = self.closed = self.dead = self.repaired = self.abandoned = self.leaked = 0
+        self.ping = Histogram()
+        self.reset = Histogram()
+        self.connect_failed = self.opened = self.closed = self.dead = self.repaired = self.abandoned = self.leaked = 0
         self.attached = 0
         # Whose connections its borrowers get while its own database is away.
         self.stand_in: Pool | None = None
@@ -121,6 +120,7 @@ class Pool:
         self.expired_at = float("-inf")
         self._demoted_at = float("-inf")
         self.owner = asyncio.current_task()
+        self.on_acquire = hooks.before_lending(config)
         # Every connection that comes back gets something first, so that none can go straight to the next.
         self._always_repair = config.reset != "rollback" or config.on_release is not None
 
@@ -167,7 +167,7 @@ class Pool:
             for task in late:  # a hook of the user's that holds on to its cancellation
                 logger.warning("pool %r: %s does not end", self.key, task.get_name())
         for slot in list(self.gate.slots):
-            self.drop(slot)
+            self.drop(slot, "shutdown")
         try:
             await self.driver.close(CLOSE_LIMIT)
         except TimeoutError:
@@ -190,13 +190,15 @@ class Pool:
             if not slot.link.raw.closed:
                 db._hold(slot)
                 self.wait.record_zero()
+                if Acquired in self.heard:
+                    self.watch.lent(db, 0.0, queued=False)
                 return True
             self.gate.undo(slot)
             self.bury(slot)
 
     async def borrow(self, db: ScopedConnection, timeout: float | None = None) -> None:
-        """Lend a connection to ``db``, waiting for it if need be; or one of the errors of ``_refusal``."""
-        hook = self.config.on_acquire
+        """Lend a connection to ``db``, waiting for it if need be; or one of the errors of ``Watch.unserved``."""
+        hook = self.on_acquire
         limit = self.config.acquire_timeout if timeout is None else timeout
         end = time.monotonic() + limit
         if not self.lend(db):
@@ -222,6 +224,7 @@ class Pool:
                 await place.future
             except asyncio.CancelledError:
                 gate.withdraw(place, Outcome.CANCELLED, time.monotonic())
+                self.watch.ended(db, place.outcome, time.monotonic() - begun)
                 raise
             finally:
                 if place.timer is not None:
@@ -230,7 +233,7 @@ class Pool:
         if place.outcome is Outcome.LENT and place.gone():
             gate.withdraw(place, Outcome.CLIENT_GONE, now)
         if place.outcome is not Outcome.LENT:
-            raise self._refusal(place.outcome, now - begun)
+            raise self.watch.unserved(db, place.outcome, now - begun)
         slot = gate.take(place)
         self.wait.record(now - begun)
         if slot.link.closed:  # it died between the hand-over and now
@@ -238,6 +241,7 @@ class Pool:
                 gate.undo(slot)
             self.bury(slot)
             return await self._queue(db, max(0.0, timeout - (now - begun)))
+        self.watch.lent(db, now - begun, queued=True)
         return slot
 
     def set_timers(self, now: float) -> None:
@@ -254,31 +258,6 @@ class Pool:
             self.gate.withdraw(place, Outcome.TIMED_OUT, time.monotonic())
             place.wake()
 
-    def _refusal(self, outcome: Outcome | None, waited: float) -> PoolScopeError:
-        gate = self.gate
-        numbers = f"{gate.lent}/{gate.maxsize} in use, {gate.waiting} waiting, waited {waited:.1f} s"
-        match outcome:
-            case Outcome.CLIENT_GONE:
-                return ClientGone(f"pool {self.key!r}: the client left while its request waited ({numbers})")
-            case Outcome.FAILED:
-                return DatabaseUnavailable(f"pool {self.key!r}: {self.opener.problem} ({numbers})")
-            case Outcome.REFUSED if gate.draining:
-                return ShuttingDown(f"pool {self.key!r} is shutting down")
-            case Outcome.REFUSED:
-                return QueueFull(
-                    f"pool {self.key!r}: the queue is full ({numbers}). max_waiting is {self.config.max_waiting}"
-                )
-            case Outcome.SHED:
-                return PoolExhausted(
-                    f"pool {self.key!r}: more requests come than can be served, the longest waiting are refused "
-                    f"({numbers}). Shorten the leases, raise maxsize, or see queue_target"
-                )
-        trouble = f" {self.opener.problem}." if self.opener.problem else ""
-        return PoolExhausted(
-            f"pool {self.key!r}: no connection within acquire_timeout ({numbers}).{trouble} "
-            "scope.leases() tells who holds them"
-        )
-
     @property
     def unreachable(self) -> bool:
         """Whether waiting is pointless: the breaker is open and no connection is left."""
@@ -288,6 +267,8 @@ class Pool:
         """A lease has ended. A clean and young connection is free at once; a task sees to any other."""
         now = time.monotonic()
         self.lease.record(now - slot.since)
+        if Released in self.heard:
+            self.watch.returned(slot.holder, now - slot.since)
         slot.holder = None
         if slot.link.clean and now < slot.expires and not self._always_repair:
             self.gate.give(slot, now)
@@ -297,10 +278,9 @@ class Pool:
 
     def came_late(self, db: ScopedConnection, since: float) -> None:
         """A lease that was reported as a leak has ended after all."""
-        held = time.monotonic() - since
-        logger.warning("pool %r: a connection came back after %.1f s: %r", self.key, held, describe(db, held))
+        self.watch.came_late(db, time.monotonic() - since)
 
-    def drop(self, slot: Slot[Link]) -> None:
+    def drop(self, slot: Slot[Link], reason: CloseReason, cause: str | None = None) -> None:
         """Close a connection and free its room. Harmless when it is gone already."""
         if slot not in self.gate.slots:
             return
@@ -308,11 +288,12 @@ class Pool:
         self.gate.lost(slot, time.monotonic())
         self.closed += 1
         self.driver.forget_empty()
+        self.watch.closed(slot, reason, cause)
 
     def bury(self, slot: Slot[Link]) -> None:
         """Drop a connection that was found dead."""
         self.dead += 1
-        self.drop(slot)
+        self.drop(slot, "dead")
 
     def attend(self) -> None:
         """See to those who wait: check idle connections for them, open new ones. After whatever may call for it."""
@@ -334,7 +315,7 @@ class Pool:
         for slot in [slot for slot in self.gate.slots if chosen(slot.link)]:
             slot.expires = float("-inf")
             if slot.state is SlotState.IDLE:
-                self.drop(slot)
+                self.drop(slot, "expired")
         self.attend()
 
     def _demoted(self, link: Link) -> None:
@@ -386,7 +367,7 @@ class Pool:
 
     def stats(self) -> PoolStats:
         """The numbers of this moment."""
-        gate = self.gate
+        gate, now = self.gate, time.monotonic()
         ended = {outcome.value: count for outcome, count in gate.ended.items()}
         return PoolStats(
             size=gate.size,
@@ -406,8 +387,14 @@ class Pool:
             repaired=self.repaired,
             abandoned=self.abandoned,
             leaked=self.leaked,
+            connect_failed=self.connect_failed,
+            errors=dict(self.watch.errors),
+            oldest_wait=max((now - waiter.since for waiter in gate.waiters()), default=0.0),
+            oldest_lease=max((now - slot.since for slot in gate.slots if slot.state is SlotState.LENT), default=0.0),
             breaker=str(self.breaker.state),
             wait=self.wait.snapshot(),
             lease=self.lease.snapshot(),
             connect=self.connect.snapshot(),
+            ping=self.ping.snapshot(),
+            reset=self.reset.snapshot(),
         )

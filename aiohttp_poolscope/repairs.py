@@ -6,7 +6,6 @@ The gate has set the connection aside meanwhile: nobody is lent it, nobody waits
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from typing import TYPE_CHECKING
 
@@ -20,12 +19,12 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .driver import Link
+    from .events import CloseReason
     from .gate import Slot
     from .pool import Pool
+    from .stats import Histogram
 
 __all__ = ("PING_LIMIT", "Repairs")
-
-logger = logging.getLogger("aiohttp_poolscope")
 
 PING_LIMIT = 1.0
 """Seconds that a connection has to answer a ping; it is counted in the borrower's ``acquire_timeout``."""
@@ -73,14 +72,14 @@ class Repairs:
 
     async def _repair(self, slot: Slot[Link]) -> None:
         try:
-            await self._restore(slot, self._mend(slot), REPAIR_LIMIT)
+            await self._restore(slot, self._mend(slot), REPAIR_LIMIT, self._pool.reset)
         finally:
             self._pool.attend()
 
     async def _check(self, slot: Slot[Link]) -> bool:
         pool, answered = self._pool, False
         try:
-            answered = await self._restore(slot, slot.link.ping(), PING_LIMIT)
+            answered = await self._restore(slot, slot.link.ping(), PING_LIMIT, pool.ping)
         finally:
             if not answered:
                 # A network that is silent is silent for all: they are asked together, not one after the other.
@@ -92,23 +91,32 @@ class Repairs:
             pool.attend()
         return answered
 
-    async def _restore(self, slot: Slot[Link], work: Coroutine[Any, Any, None], limit: float) -> bool:
+    async def _restore(self, slot: Slot[Link], work: Coroutine[Any, Any, None], limit: float, took: Histogram) -> bool:
         """Do ``work`` on a connection; afterwards it is free again, or gone. Whether the work succeeded."""
-        pool, done = self._pool, False
+        pool, done, said, begun = self._pool, False, None, time.monotonic()
         try:
             async with asyncio.timeout(limit):
                 await work
             done = True
         except (DatabaseError, PoolScopeError, TimeoutError) as error:
             said = str(error) or f"no answer within {limit:g} s"
-            logger.info("pool %r: a connection is closed: %s", pool.key, said)
         finally:
             now = time.monotonic()
+            took.record(now - begun)
             if done and slot.link.clean and now < slot.expires and not pool.gate.closed:
                 pool.gate.give(slot, now)
             else:
-                pool.drop(slot)
+                pool.drop(slot, "failed" if said else self._reason(slot, now), said)
         return done
+
+    def _reason(self, slot: Slot[Link], now: float) -> CloseReason:
+        if self._pool.gate.closed:
+            return "shutdown"
+        if slot.link.closed:
+            return "dead"
+        if now < slot.expires:
+            return "failed"
+        return "lifetime" if slot.expires > float("-inf") else "expired"
 
     async def _mend(self, slot: Slot[Link]) -> None:
         """Whatever a returned connection needs to be as new. It is left as it is where that is not worth it."""

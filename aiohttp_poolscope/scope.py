@@ -14,6 +14,8 @@ from .connection import ScopedConnection
 from .direct import Direct, State, current
 from .driver import DatabaseError, cancelled_by_server, sqlstate
 from .errors import ClientGone, ConfigError, DatabaseUnavailable, PoolScopeError, QueryTimeout
+from .events import Events
+from .logs import LOGGED, complain, write
 from .marks import Mark, mark_of
 from .pool import Pool
 
@@ -69,6 +71,8 @@ class PoolScope(Direct):
 
     def _set_config(self, config: PoolConfig) -> None:
         self.config = config
+        self._events = Events(complain)
+        self._events.listen(write, *LOGGED)
         self.key = ScopeKey(config.key)
         self._pool: Pool | None = None
         self._ran = False
@@ -123,7 +127,7 @@ class PoolScope(Direct):
             async with self._starting:  # two applications of one scope may start at once
                 if self._pool is None:
                     self._ran = False
-                    pool = Pool(self.config)
+                    pool = Pool(self.config, self._events)
                     await pool.start()
                     self._pool = pool
             yield
@@ -178,7 +182,7 @@ class PoolScope(Direct):
         pool.attached += 1
         try:
             # An idle connection is lent without an await: no frame, no task, nothing to be cancelled in.
-            if self._is_eager(mark, request) and (db._pool.config.on_acquire is not None or not db._pool.lend(db)):
+            if self._is_eager(mark, request) and (db._pool.on_acquire is not None or not db._pool.lend(db)):
                 await db._lent()
                 _must_be_there(request)
             db.running = True
@@ -237,7 +241,7 @@ class PoolScope(Direct):
         match: AbstractMatchInfo = request.match_info
         needed = match.http_exception is None and self._mark(match.handler, request.method).acquire != "none"
         if needed and not (self.config.skip is not None and self.config.skip(request)):
-            return answer(self._not_serving())
+            return answer(self._not_serving(), request)
         try:
             response = await _answered(request, handler)
         except web.HTTPException as raised:
@@ -268,7 +272,7 @@ def _answer_to(error: BaseException, request: web.Request, *, draining: bool = F
     response: web.Response | None = None
     # Not if an answer is on its way already: this one would end up inside of it.
     if isinstance(ours, PoolScopeError) and not request.writer.output_size:
-        response = answer(ours)
+        response = answer(ours, request)
     closing = error if isinstance(error, web.HTTPException) else response
     if draining and closing is not None:
         # Else a client with a second request under way on this connection gets no answer to it.

@@ -40,6 +40,18 @@ BETWEEN = b"\n;"
 """On a line of its own: a statement may end in a ``--`` comment, which would swallow the next one."""
 
 
+class Batch(bytes):
+    """One statement many times, with values in it; ``statement`` is its text without them."""
+
+    statement: str
+
+    def __new__(cls, filled: Iterable[bytes], statement: str) -> Self:
+        """Each of ``filled`` after the other."""
+        made = super().__new__(cls, BETWEEN.join(filled))
+        made.statement = statement
+        return made
+
+
 class Statements:
     """Statement methods. ``params`` is a sequence for ``%s`` or a mapping for ``%(name)s``; ``timeout`` in seconds.
 
@@ -99,10 +111,10 @@ class Statements:
             for each in params:
                 batch.append(db._link_in_use().mogrify(sql, each))
                 if len(batch) == BATCH:
-                    await tx._execute(BETWEEN.join(batch), None, timeout)
+                    await tx._execute(Batch(batch, sql), None, timeout)
                     batch.clear()
             if batch:
-                await tx._execute(BETWEEN.join(batch), None, timeout)
+                await tx._execute(Batch(batch, sql), None, timeout)
 
     def stream(self, sql: str, params: Any = None, size: int = 1000) -> Stream:
         """Iterate over a large result without holding it: ``async for row in db.stream(...)``.

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ("Histogram", "HistogramSnapshot", "Lease", "PoolStats")
 
@@ -77,7 +81,12 @@ class PoolStats:
     ``borrows`` counts the borrows that have ended: it is the sum of ``lent``, ``timed_out``, ``refused``, ``shed``,
     ``client_gone``, ``cancelled`` and ``failed``. ``dead`` are connections found broken, ``repaired`` those rolled
     back or reset after a return, ``abandoned`` statements whose task was cancelled, ``leaked`` leases held beyond
-    ``leak_threshold``. Histograms are in seconds.
+    ``leak_threshold``, ``connect_failed`` attempts to connect. ``errors`` counts statements that raised, by what was
+    wrong: ``"statement"``, ``"timeout"`` or ``"connection"``.
+
+    ``oldest_wait`` and ``oldest_lease`` are the seconds that the longest of those going on have lasted. Histograms are
+    in seconds: ``wait`` for a connection, ``lease`` of one, ``connect``, ``ping`` of one that was idle, and ``reset``
+    of one that came back dirty.
     """
 
     size: int = 0
@@ -102,10 +111,16 @@ class PoolStats:
     repaired: int = 0
     abandoned: int = 0
     leaked: int = 0
+    connect_failed: int = 0
+    errors: Mapping[str, int] = field(default_factory=dict)
+    oldest_wait: float = 0.0
+    oldest_lease: float = 0.0
     breaker: str = "closed"
     wait: HistogramSnapshot = field(default=_NOTHING)
     lease: HistogramSnapshot = field(default=_NOTHING)
     connect: HistogramSnapshot = field(default=_NOTHING)
+    ping: HistogramSnapshot = field(default=_NOTHING)
+    reset: HistogramSnapshot = field(default=_NOTHING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,8 +12,9 @@ import pytest
 from aiohttp import web
 
 import aiohttp_poolscope as poolscope
-from aiohttp_poolscope import answers
+from aiohttp_poolscope import answers, logs
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
+from aiohttp_poolscope.logs import Seldom
 
 from . import clients
 from .conftest import Serve, until
@@ -21,7 +22,7 @@ from .conftest import Serve, until
 
 @pytest.fixture(autouse=True)
 def nothing_logged_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "_last_logged", {})
+    monkeypatch.setattr(answers, "_seldom", Seldom())
 
 
 def ours(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
@@ -85,13 +86,13 @@ async def test_refusals_are_logged_once_in_a_while(
     app = web.Application()
     scope = poolscope.setup(app, dsn, maxsize=1, max_waiting=0)
     app.router.add_get("/", fine)
-    monkeypatch.setattr(answers, "QUIET", 3600)
+    monkeypatch.setattr(logs, "QUIET", 3600)
     async with serve(app) as served, scope.acquire():
         caplog.clear()
         for _ in range(20):
             assert await served.status() == 503
         assert len(ours(caplog)) == 1
-        monkeypatch.setattr(answers, "QUIET", 0)
+        monkeypatch.setattr(logs, "QUIET", 0)
         assert await served.status() == 503
     first, second = ours(caplog)[:2]
     assert (first.levelno, first.exc_info, second.exc_info) == (logging.WARNING, None, None)
@@ -152,7 +153,7 @@ async def test_the_password_is_never_logged(
 ) -> None:
     """Not while it serves, not while the database is away, not in an answer, and not when it fails to come back."""
     caplog.set_level(logging.DEBUG)
-    monkeypatch.setattr(answers, "QUIET", 0)
+    monkeypatch.setattr(logs, "QUIET", 0)
 
     async def handler(request: web.Request) -> web.Response:
         return web.json_response(await request["db"].fetchval(request.query["sql"]))

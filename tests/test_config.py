@@ -59,6 +59,7 @@ DEFAULTS = {
     "rows": "tuple",
     "hstore": False,
     "stacks": False,
+    "request_tag": "off",
     "slow_threshold": None,
 }
 OPTIONAL = {

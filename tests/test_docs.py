@@ -59,9 +59,6 @@ CODE_DSN = re.compile(r"postgresql://[\w,]+/\w+(\??)")
 INTERNAL = {"client", "handling", "held", "method", "reported", "route", "running", "task", "where", "who"}
 """What the scope and the pool keep on a connection: no promise to a handler."""
 
-WITHOUT_EFFECT = {"slow_threshold"}
-"""Settings that nothing reads yet, and that the README calls reserved."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Block:
@@ -109,8 +106,6 @@ def wrong_settings(text: str) -> Iterator[str]:
             yield f"settings: {name} has the default {fields[name].default!r}, not {default}"
         if bool(unit) != config.SETTINGS[name].allowed.startswith("a number of seconds"):
             yield f"settings: {name} has the wrong unit"
-        if (name in WITHOUT_EFFECT) != ("without effect" in rows[name][2]):
-            yield f"settings: has {name} an effect?"
 
 
 def wrong_errors(text: str) -> Iterator[str]:
@@ -246,20 +241,12 @@ def test_the_document_is_right(path: Path) -> None:
     assert wrong(path, path.read_text()) == []
 
 
-def test_settings_without_effect_have_none() -> None:
-    """What the README calls reserved is read nowhere; once it is, the README has to say what it does."""
-    sources = [path for path in (ROOT / "aiohttp_poolscope").rglob("*.py") if path.name != "config.py"]
-    read = {name for name in WITHOUT_EFFECT for path in sources if re.search(rf"\.{name}\b", path.read_text())}
-    assert read == set()
-
-
 @pytest.mark.parametrize(
     ("path", "pattern", "instead", "complaint"),
     [
         (README, r"\| `maxsize` \| `10` ", "| `maxsize` | `11` ", "settings: maxsize has the default 10, not 11"),
         (README, r"\| `reset` \| .*\n", "", "settings: ['reset'] on one side only"),
         (README, r"`60.0` s", "`60.0`", "settings: idle_in_transaction_timeout has the wrong unit"),
-        (README, r"reserved, without effect", "the stack of each borrow", "settings: has slow_threshold an effect?"),
         (README, r"`QueryTimeout` \| 504", "`QueryTimeout` | 503", "errors: QueryTimeout is (504, 'query-timeout')"),
         (README, r"\| `fetchval\(", "| `fetchvalue(", "methods: ['fetchval', 'fetchvalue'] on one side only"),
         (README, r"begin_drain", "drain", "methods: PoolScope.begin_drain is not mentioned"),

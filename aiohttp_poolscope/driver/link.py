@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import psycopg2
 import psycopg2.extensions
+import psycopg2.sql
 from aiopg.utils import ClosableQueue
 
 from ..errors import ConnectionBusy, DatabaseUnavailable, PoolScopeError, QueryTimeout
@@ -58,6 +59,15 @@ def sqlstate(error: BaseException) -> str | None:
     return code
 
 
+def with_comment(sql: Any, comment: str, params: Any) -> Any:
+    """A statement with a comment at its end."""
+    if params is not None:
+        comment = comment.replace("%", "%%")  # else psycopg2 would take it for a parameter
+    if isinstance(sql, bytes):
+        return sql + comment.encode()
+    return sql + (comment if isinstance(sql, str) else psycopg2.sql.SQL(comment))
+
+
 def cancelled_by_server(error: asyncio.CancelledError) -> bool:
     """Whether it is aiopg's way of saying that the server cancelled a statement, and nobody cancelled the task."""
     task = asyncio.current_task()
@@ -68,6 +78,16 @@ def cancelled_by_server(error: asyncio.CancelledError) -> bool:
     )
 
 
+class Watch(Protocol):
+    """Who is told of statements that went wrong, or took long."""
+
+    def failed(self, link: Link, sql: object, duration: float, error: psycopg2.Error) -> None:
+        """A statement raised ``error``."""
+
+    def slow(self, link: Link, sql: object, duration: float) -> None:
+        """A statement took longer than ``slow_after`` seconds."""
+
+
 class Link:
     """One open connection.
 
@@ -76,6 +96,8 @@ class Link:
     ``verdict`` is why somebody else closed it, as the error its user gets.
     ``demoted`` is called when a write meets a read-only transaction; None where that is no surprise.
     ``generation``: which of the addresses that a DSN function has named it came from.
+    ``comment``: what is added to each statement's text; ``watch`` is told of those that fail, or take
+    longer than ``slow_after`` seconds.
     ``role``: whether it was to be a standby, None if no matter; ``fitting``: whether it was when it was opened.
     """
 
@@ -88,6 +110,7 @@ class Link:
         "_owner",
         "aio",
         "cancelling",
+        "comment",
         "demoted",
         "fitting",
         "generation",
@@ -95,8 +118,10 @@ class Link:
         "raw",
         "role",
         "running_since",
+        "slow_after",
         "target",
         "verdict",
+        "watch",
     )
 
     def __init__(
@@ -110,6 +135,9 @@ class Link:
         self.fitting = True
         self.generation = 0
         self.demoted: Callable[[Link], None] | None = None
+        self.watch: Watch | None = None
+        self.slow_after: float | None = None
+        self.comment = ""
         self.running_since: float | None = None
         self.verdict: PoolScopeError | None = None
         self._owner: aiopg.Pool | None = owner
@@ -239,14 +267,16 @@ class Link:
         if not self.closed and (self.cancelling is not None or self.raw.isexecuting()):
             await self.settle()
         aio._waiter = waiter = self._loop.create_future()
-        self.running_since = time.monotonic()
+        self.running_since = begun = time.monotonic()
         timer = None if timeout is None else self._loop.call_later(timeout, self.overdue, timeout)
         try:
-            cursor.execute(sql, params)
+            cursor.execute(with_comment(sql, self.comment, params) if self.comment else sql, params)
             go_on(aio._weakref)  # what has not been sent yet; and a look: uvloop tells of a connection's end only once
             await waiter
         except psycopg2.Error as error:
             self._after(error)
+            if self.watch is not None:
+                self.watch.failed(self, sql, time.monotonic() - begun, error)
             self._blame(error)
             raise
         finally:
@@ -258,6 +288,12 @@ class Link:
             if self._overdue is not None:
                 self._overdue.cancel()
                 self._overdue = None
+            if self.slow_after is not None and (took := time.monotonic() - begun) >= self.slow_after:
+                self._slow(sql, took)
+
+    def _slow(self, sql: object, duration: float) -> None:
+        if self.watch is not None:
+            self.watch.slow(self, sql, duration)
 
     def overdue(self, limit: float) -> None:
         """The statement in flight has had its ``limit`` seconds: cancel it on the server, or else close."""
@@ -292,6 +328,7 @@ class Link:
 
     async def ping(self) -> None:
         """One round trip, or one of the errors of ``run``."""
+        self.comment = ""
         await self.run(self.cursor(), "SELECT 1")
 
     def cancel(self) -> None:
@@ -325,6 +362,12 @@ class Link:
             # After any SQL error aiopg calls the queue of notifications closed, and keeps the error in it: the
             # frames of a request, for as long as the connection lives.
             aio._notifies_proxy = ClosableQueue(aio._notifies, self._loop)
+
+    def fault(self, error: BaseException) -> Literal["statement", "timeout", "connection"]:
+        """What was wrong when a statement raised ``error``."""
+        if isinstance(self.verdict or error, (QueryTimeout, psycopg2.extensions.QueryCanceledError)):
+            return "timeout"
+        return "connection" if self.closed else "statement"
 
     def _blame(self, error: psycopg2.Error) -> None:
         """Raise our own error if the connection or the time is at fault, not the statement."""

@@ -1,0 +1,135 @@
+"""What the log says of events. Structured: each record has its event's fields as attributes, as ``extra`` gives them.
+
+Nothing above INFO happens on a healthy day. What may come a thousand times a second is one line a second, which says
+how many there were.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import asdict, fields
+from logging import DEBUG, ERROR, INFO, WARNING
+from typing import TYPE_CHECKING, Any
+
+from . import events as ev
+from .errors import DatabaseUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+    from .events import Event
+
+__all__ = ("LOGGED", "Seldom", "complain", "structured", "write")
+
+logger = logging.getLogger("aiohttp_poolscope")
+
+QUIET = 1.0
+"""Seconds between two log lines of one kind: trouble with the database must not become trouble with the log."""
+
+
+class Seldom:
+    """Lets one of a kind through in ``QUIET`` seconds, and counts the others."""
+
+    __slots__ = ("_last",)
+
+    def __init__(self) -> None:
+        self._last: dict[Hashable, tuple[float, int]] = {}
+
+    def suffix(self, kind: Hashable) -> str | None:
+        """What to add to the line: how many were left out since the last one. None: leave this one out, too."""
+        now = time.monotonic()
+        last, left_out = self._last.get(kind, (float("-inf"), 0))
+        if now - last < QUIET:
+            self._last[kind] = (last, left_out + 1)
+            return None
+        self._last[kind] = (now, 0)
+        return f" (and {left_out} more since the last such line)" if left_out else ""
+
+
+_seldom = Seldom()
+
+
+def structured(event: Event) -> dict[str, Any]:
+    """An event as plain values, without what is None and without exceptions: for ``extra``, JSON, a page."""
+    found: dict[str, Any] = {"event": event.kind}
+    for each in fields(event):
+        value = getattr(event, each.name)
+        if value is not None and not isinstance(value, BaseException):
+            found[each.name] = asdict(value) if each.name == "lease" else value
+    return found
+
+
+def complain(event: Event, error: BaseException) -> None:
+    """A callback has raised."""
+    more = _seldom.suffix((event.pool, "callback"))
+    if more is not None:
+        logger.error("pool %r: a callback for events failed at %r%s", event.pool, event.kind, more, exc_info=error)
+
+
+def write(event: Event) -> None:
+    """One line for an event."""
+    level, words = _WORDS[type(event)](event)
+    if not logger.isEnabledFor(level):
+        return
+    more = _seldom.suffix((event.pool, event.kind)) if type(event) in LIMITED else ""
+    if more is None:
+        return
+    error = getattr(event, "error", None)
+    # Anything but a refused connect is somebody's mistake, and wants its traceback.
+    strange = error if error is not None and not isinstance(error, DatabaseUnavailable) else None
+    logger.log(level, "pool %r: %s%s", event.pool, words, more, exc_info=strange, extra=structured(event))
+
+
+def _connect_failed(event: ev.ConnectFailed) -> tuple[int, str]:
+    return WARNING if event.attempt == 1 else DEBUG, f"{event.cause} (attempt {event.attempt})"
+
+
+def _breaker_opened(event: ev.BreakerOpened) -> tuple[int, str]:
+    return ERROR, f"requests are refused until the database answers: {event.cause} (attempt {event.attempt})"
+
+
+def _breaker_closed(event: ev.BreakerClosed) -> tuple[int, str]:
+    return WARNING, f"the database answers again, after {event.duration:.1f} s"
+
+
+def _closed(event: ev.Closed) -> tuple[int, str]:
+    level = INFO if event.reason in ("dead", "failed") else DEBUG
+    return level, f"a connection is closed: {event.cause or event.reason}, {event.unused:.1f} s after its last use"
+
+
+def _slow(event: ev.SlowStatement) -> tuple[int, str]:
+    whose = f" of {event.method} {event.route}" if event.method else ""
+    return WARNING, f"a statement{whose} took {event.duration:.3f} s: {event.statement}"
+
+
+def _leaked(event: ev.Leaked) -> tuple[int, str]:
+    return WARNING, f"a connection is held for {event.lease.held:.1f} s: {event.lease!r}"
+
+
+def _returned_late(event: ev.ReturnedLate) -> tuple[int, str]:
+    return WARNING, f"a connection came back after {event.lease.held:.1f} s: {event.lease!r}"
+
+
+def _drained(event: ev.DrainFinished) -> tuple[int, str]:
+    names = f": {', '.join(event.forced)}" if event.forced else ""
+    numbers = f"{event.served} served meanwhile, {event.cancelled} cancelled, {len(event.forced)} forced{names}"
+    return WARNING if event.forced else INFO, f"drained in {event.duration:.2f} s, {numbers}"
+
+
+_WORDS: dict[type[Event], Callable[[Any], tuple[int, str]]] = {
+    ev.ConnectFailed: _connect_failed,
+    ev.BreakerOpened: _breaker_opened,
+    ev.BreakerClosed: _breaker_closed,
+    ev.Closed: _closed,
+    ev.SlowStatement: _slow,
+    ev.Leaked: _leaked,
+    ev.ReturnedLate: _returned_late,
+    ev.DrainFinished: _drained,
+}
+
+LOGGED = tuple(_WORDS)
+"""The events that ``write`` has words for."""
+
+LIMITED = (ev.Closed, ev.SlowStatement)
+"""What may come a thousand times a second."""

@@ -1,0 +1,251 @@
+"""Events: one for each thing that happens to a pool, for whoever asks for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import time
+from typing import Any
+
+import psycopg2
+import pytest
+from aiohttp import web
+
+import aiohttp_poolscope as poolscope
+from aiohttp_poolscope import events as ev
+from aiohttp_poolscope import logs
+
+from .conftest import Database, Serve, until
+
+
+@pytest.fixture
+def told() -> list[ev.Event]:
+    """What a callback was given."""
+    return []
+
+
+def kinds(told: list[ev.Event]) -> list[str]:
+    return [event.kind for event in told]
+
+
+async def test_the_life_of_a_connection(make_scope: Any, told: list[ev.Event]) -> None:
+    """Opened, lent, returned, closed; then the drain: each once, in this order, and nothing else."""
+    begun = time.monotonic(), time.time()
+    async with make_scope(maxsize=1) as scope:
+        scope.on_event(told.append)
+        async with scope.acquire():
+            pass
+        scope.expire()
+        await until(lambda: scope.stats().opened == 2, "the refill")
+    assert kinds(told) == ["acquired", "released", "closed", "opened", "drain_started", "closed", "drain_finished"]
+    _, released, closed, opened, started, ended, finished = told
+    assert all(event.pool == "db" for event in told)
+    assert all(begun[0] <= event.monotonic <= time.monotonic() for event in told)
+    assert all(begun[1] <= event.at <= time.time() for event in told)
+    assert isinstance(released, ev.Released)
+    assert released.held >= 0
+    assert (closed.reason, ended.reason) == ("expired", "shutdown")  # type: ignore[attr-defined]
+    assert opened.duration > 0  # type: ignore[attr-defined]
+    assert started.in_use == 0  # type: ignore[attr-defined]
+    assert (finished.served, finished.cancelled, finished.forced) == (0, 0, ())  # type: ignore[attr-defined]
+
+
+async def test_events_know_their_request(dsn: str, serve: Serve, told: list[ev.Event]) -> None:
+    """A request's borrow and return carry its method, path, route and id; those of a task without one do not."""
+    app = web.Application()
+    scope = poolscope.setup(app, dsn)
+    scope.on_event(told.append, ev.Acquired, ev.Released)
+
+    async def handler(request: web.Request) -> web.Response:
+        async with scope.acquire():  # a second one, for the same request
+            return web.Response(text=poolscope.request_id(request))
+
+    app.router.add_get("/users/{id}", handler)
+    async with serve(app) as served:
+        _, made = await served.get("/users/7 ", params={"secret": "1"})
+        assert await served.get("/users/8", headers={"X-Request-ID": "abc-1"}) == (200, "abc-1")
+        await scope.fetchval("SELECT 1")
+    assert len(told) == 10
+    assert kinds(told) == ["acquired", "acquired", "released", "released"] * 2 + ["acquired", "released"]
+    fields = ("method", "path", "route", "request_id")
+    seen = [tuple(getattr(event, name) for name in fields) for event in told]
+    assert set(seen[:4]) == {("GET", "/users/7%20", "/users/{id}", made)}
+    assert set(seen[4:8]) == {("GET", "/users/8", "/users/{id}", "abc-1")}
+    assert set(seen[8:]) == {(None, None, None, None)}
+
+
+async def test_how_borrows_end(make_scope: Any, told: list[ev.Event]) -> None:
+    """Each outcome of the queue has its event, and the events are as many as the counters say."""
+    async with make_scope(maxsize=1, max_waiting=2) as scope:
+        scope.on_event(told.append, ev.Waited, ev.Unserved)
+        async with scope.acquire():
+            served = asyncio.ensure_future(scope.fetchval("SELECT 1"))
+            cancelled = asyncio.ensure_future(scope.fetchval("SELECT 1"))
+            await until(lambda: scope.stats().waiting == 2)
+            with pytest.raises(poolscope.QueueFull):
+                await scope.acquire()
+            cancelled.cancel()
+            await until(lambda: scope.stats().waiting == 1)
+            with pytest.raises(poolscope.PoolExhausted):
+                await scope.acquire(timeout=0.02)
+        await served
+        stats = scope.stats()
+        assert kinds(told) == ["refused", "cancelled", "timed_out", "waited"]
+        assert (stats.refused, stats.cancelled, stats.timed_out, stats.wait.count) == (1, 1, 1, 2)
+        refused, _, timed_out, waited = told
+        assert "max_waiting is 2" in refused.cause  # type: ignore[attr-defined]
+        assert timed_out.waited >= 0.02  # type: ignore[attr-defined]
+        assert waited.waited > 0  # type: ignore[attr-defined]
+
+
+async def test_a_failed_statement(make_scope: Any, told: list[ev.Event], database: Database) -> None:
+    """It says whether the statement, its time or the connection was at fault, keeps SQLSTATE, and shows no value."""
+    async with make_scope(maxsize=1) as scope:
+        scope.on_event(told.append, ev.StatementFailed)
+        with pytest.raises(psycopg2.errors.InvalidTextRepresentation):
+            await scope.fetchval("SELECT 'the secret'::int, %s", ("another secret",))
+        with pytest.raises(poolscope.QueryTimeout):
+            await scope.fetchval("SELECT pg_sleep(60)", timeout=0.02)
+        async with scope.acquire() as db:
+            database.kill()
+            with pytest.raises(poolscope.DatabaseUnavailable):
+                await db.fetchval("SELECT 1")
+        stats = scope.stats()
+    assert [event.fault for event in told] == ["statement", "timeout", "connection"]  # type: ignore[attr-defined]
+    assert stats.errors == {"statement": 1, "timeout": 1, "connection": 1}
+    first = told[0]
+    assert isinstance(first, ev.StatementFailed)
+    assert (first.sqlstate, first.cause) == ("22P02", "InvalidTextRepresentation")
+    assert first.statement == "SELECT ?::int, %s"
+    assert isinstance(first.error, psycopg2.Error)
+    assert "secret" not in repr(first)
+
+
+async def test_the_breaker(make_scope: Any, told: list[ev.Event], dsn: str) -> None:
+    """Attempts to connect that fail are told, and the breaker's opening and closing once each, with their duration."""
+    nowhere = "postgresql://127.0.0.1:1/nowhere"
+    where = [nowhere]
+    async with make_scope(lambda: where[0], maxsize=1, breaker_failures=2, connect_at_start=False) as scope:
+        scope.on_event(told.append, ev.ConnectFailed, ev.BreakerOpened, ev.BreakerClosed)
+        with pytest.raises(poolscope.DatabaseUnavailable):
+            await scope.fetchval("SELECT 1")
+        where[0] = dsn
+        await until(lambda: told[-1].kind == "breaker_closed", "the end of the outage")
+        failed = [event for event in told if isinstance(event, ev.ConnectFailed)]
+        assert [event.attempt for event in failed] == list(range(1, len(failed) + 1))
+        assert scope.stats().connect_failed == len(failed)
+        assert kinds(told).count("breaker_opened") == kinds(told).count("breaker_closed") == 1
+        assert told[-1].duration > 0  # type: ignore[attr-defined]
+
+
+async def test_a_leak_and_its_return(make_scope: Any, told: list[ev.Event]) -> None:
+    """Both carry the lease; the second tells how long it was in the end."""
+    async with make_scope(maxsize=1, leak_threshold=0.05) as scope:
+        scope.on_event(told.append, ev.Leaked, ev.ReturnedLate)
+        async with scope.acquire():
+            await until(lambda: told)
+        leaked, late = told
+        assert isinstance(leaked, ev.Leaked)
+        assert isinstance(late, ev.ReturnedLate)
+        assert 0.05 < leaked.lease.held < late.lease.held
+        assert "test_events.py" in str(leaked.lease.where)
+
+
+async def test_nothing_is_made_for_nobody(make_scope: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a callback no event of a borrow is made: the hot path pays nothing."""
+    async with make_scope(maxsize=1) as scope:
+        scope.on_event(lambda event: None, ev.Leaked)
+        for kind in (ev.Acquired, ev.Released, ev.Waited):
+            monkeypatch.setattr(kind, "__init__", None)  # to make one raises TypeError
+        async with scope.acquire():
+            waiting = asyncio.ensure_future(scope.fetchval("SELECT 1"))
+            await until(lambda: scope.stats().waiting)
+        assert await waiting == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("mine"), asyncio.CancelledError()])
+async def test_a_callback_that_raises_harms_nobody(
+    make_scope: Any, told: list[ev.Event], caplog: Any, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """The request goes on, the next callback is called, and the log says it once a second, with how often."""
+    monkeypatch.setattr(logs, "_seldom", logs.Seldom())
+
+    def fail(_event: ev.Event) -> None:
+        raise error
+
+    async with make_scope(maxsize=1) as scope:
+        scope.on_event(fail, ev.Acquired)
+        scope.on_event(told.append, ev.Acquired)
+        for _ in range(5):
+            assert await scope.fetchval("SELECT 1") == 1
+        assert scope.stats().in_use == 0
+    said = [record for record in caplog.records if "callback" in record.getMessage()]
+    assert len(said) == 1
+    assert said[0].levelno == logging.ERROR
+    assert len(told) == 5
+
+
+async def test_a_callback_may_ask_the_scope(make_scope: Any) -> None:
+    """The numbers hold in the moment of each event."""
+    wrong: list[str] = []
+    async with make_scope(maxsize=2) as scope:
+
+        def look(event: ev.Event) -> None:
+            stats, gate = scope.stats(), scope._pool.gate
+            scope.leases()
+            ended = stats.lent + stats.timed_out + stats.refused + stats.shed + stats.client_gone
+            if stats.borrows != ended + stats.cancelled + stats.failed:
+                wrong.append(f"{event.kind}: {stats}")
+            wrong.extend(f"{event.kind}: {problem}" for problem in gate.violations())
+
+        scope.on_event(look)
+        async with scope.acquire():
+            await asyncio.gather(*(scope.fetchval("SELECT 1") for _ in range(20)))
+            scope.expire()
+    assert wrong == []
+
+
+@pytest.mark.parametrize("wrong", ["no function", None])
+def test_what_is_no_callback(wrong: Any) -> None:
+    """It is refused where it is given, and so are async functions, which nobody would await, and strange kinds."""
+    scope = poolscope.PoolScope("postgresql://localhost/app")
+    with pytest.raises(poolscope.ConfigError, match=r"on_event\("):
+        scope.on_event(wrong)
+
+    async def later(event: ev.Event) -> None: ...
+
+    with pytest.raises(poolscope.ConfigError, match="plain function"):
+        scope.on_event(later)
+    with pytest.raises(poolscope.ConfigError, match=r"class of aiohttp_poolscope\.events"):
+        scope.on_event(print, "leaked")  # type: ignore[arg-type]
+
+
+def test_on_event_is_a_decorator() -> None:
+    """It returns what it was given."""
+    scope = poolscope.PoolScope("postgresql://localhost/app")
+
+    @scope.on_event
+    def callback(event: ev.Event) -> None: ...
+
+    assert scope._events.heard[ev.Leaked][-1] is callback
+
+
+@pytest.mark.parametrize("kind", ev.KINDS, ids=lambda kind: kind.kind)
+def test_events_are_frozen_and_named(kind: type[ev.Event]) -> None:
+    """Each kind is a frozen dataclass with a name of its own, which the public names have."""
+    assert dataclasses.is_dataclass(kind)
+    assert kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert [each.kind for each in ev.KINDS].count(kind.kind) == 1
+    assert kind.__name__ in ev.__all__
+
+
+async def test_callbacks_outlive_a_restart(dsn: str, told: list[ev.Event]) -> None:
+    """They belong to the scope: a second run of its application tells them, too."""
+    scope = poolscope.PoolScope(dsn)
+    scope.on_event(told.append, ev.DrainFinished)
+    for _ in range(2):
+        async with contextlib.asynccontextmanager(scope.cleanup_ctx)(web.Application()):
+            pass
+    assert len(told) == 2
