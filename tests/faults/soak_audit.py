@@ -50,6 +50,8 @@ async def audit(soak: Soak) -> None:
     _tell_requests(soak)
     report.tell("back", f"{stats.in_use} in use, {stats.waiting} waiting, {stats.repairing} repairing", ok=quiet)
     report.tell("borrows", f"{stats.borrows:,} = {ended(stats):,} outcomes", ok=stats.borrows == ended(stats))
+    wrong = watch.ledger.differences()
+    report.tell("events", f"{watch.ledger.events:,}, other than counted: {wrong or 'none'}", ok=not wrong)
     report.tell("gate", f"{watch.samples:,} samples, most in use {watch.most_in_use}, waiting {watch.most_waiting}")
     report.tell("event loop", f"stood still {watch.stalls} times, {watch.longest_stall:.2f} s at most")
     report.tell(

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import psycopg2
 
-from tests.load.watch import ended
+from tests.load.watch import Ledger, ended
 
 from .load import DROPPED, NOT_CONNECTED, Result
 
@@ -229,6 +229,7 @@ class Watch:
         self.longest_lease = self.longest_stall = 0.0
         self.stalls = 0
         self.requests, self.rss = array("d"), array("d")
+        self.ledger = Ledger(scope)
         self._scope = scope
         self._dsn = dsn
         self._findings = findings

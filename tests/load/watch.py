@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Self
 
+from aiohttp_poolscope.events import Event, StatementFailed
 from tests.conftest import Database, until
 
 if TYPE_CHECKING:
-    from aiohttp_poolscope import PoolScope
+    from aiohttp_poolscope import PoolScope, PoolStats
 
 ENDING = 2.0
 """Seconds that a connection the pool has closed may live on in the server: abandon_interval and a second."""
@@ -25,6 +27,7 @@ class Watch:
         self.samples = 0
         self.most_in_use = self.most_waiting = 0
         self.wrong: list[Any] = []
+        self.ledger = Ledger(scope)
         self._database = database
         self._seen: dict[int, float] = {}
 
@@ -69,6 +72,7 @@ class Watch:
         stats = scope.stats()
         assert (stats.in_use, stats.waiting, stats.leaked) == (0, 0, 0), stats
         assert stats.borrows == ended(stats), stats
+        assert self.ledger.differences() == {}
         assert stats.size == stats.idle == stats.opened - stats.closed <= stats.maxsize, stats
         backends = await until(lambda: len(found := self._database.backends("state")) <= stats.idle and found)
         assert set(backends) == {("idle",)}
@@ -76,6 +80,42 @@ class Watch:
         async with asyncio.timeout(1.0):
             await scope.check()
         assert scope.stats().wait.count == waited + 1
+
+
+class Ledger:
+    """Counts the events of a scope, from now on: as many as the numbers have grown by since."""
+
+    def __init__(self, scope: PoolScope) -> None:
+        self._scope = scope
+        self._told: Counter[str] = Counter()
+        self._before = counted(scope.stats())
+        scope.on_event(self._hear)
+
+    def _hear(self, event: Event) -> None:
+        self._told[f"{event.kind} {event.fault}" if isinstance(event, StatementFailed) else event.kind] += 1
+
+    @property
+    def events(self) -> int:
+        """How many there were."""
+        return self._told.total()
+
+    def differences(self) -> dict[str, tuple[int, int]]:
+        """Kinds of which there are other than the numbers say: events, and what was counted."""
+        now = counted(self._scope.stats())
+        pairs = {kind: (self._told[kind], now[kind] - self._before[kind]) for kind in now}
+        return {kind: pair for kind, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def counted(stats: PoolStats) -> dict[str, int]:
+    """The numbers, by the kind of event that belongs to each."""
+    same = ("timed_out", "refused", "shed", "client_gone", "cancelled", "failed", "opened", "connect_failed", "closed",
+            "leaked")  # fmt: skip
+    return {
+        **{kind: getattr(stats, kind) for kind in same},
+        **{f"error {fault}": count for fault, count in stats.errors.items()},
+        "acquired": stats.lent,
+        "released": stats.lease.count,
+    }
 
 
 def ended(stats: Any) -> int:
