@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 
+SCOPE = web.AppKey("scope", aiohttp_poolscope.PoolScope)
+
+
 def poolscope(dsn: str, settings: dict[str, Any]) -> web.Application:
     """This package, with all that is on by default."""
     app = web.Application()
-    aiohttp_poolscope.setup(app, dsn, minsize=CONNECTIONS, maxsize=CONNECTIONS, **settings)
+    app[SCOPE] = aiohttp_poolscope.setup(app, dsn, minsize=CONNECTIONS, maxsize=CONNECTIONS, **settings)
 
     async def one(request: web.Request) -> web.Response:
         return web.Response(text=str(await request["db"].fetchval(ONE)))
@@ -135,6 +138,33 @@ CANDIDATES: dict[str, Candidate] = {
     "aiohttp-sqlalchemy": drivers.with_aiohttp_sqlalchemy,
     "psycopg2 polling": drivers.with_polling,
 }
+
+
+def seen(dsn: str, settings: dict[str, Any]) -> web.Application:
+    """This package with Prometheus's route and the page."""
+    from aiohttp_poolscope.contrib.prometheus import setup_metrics
+
+    from aiohttp_poolscope.contrib.dashboard import setup_dashboard
+
+    app = poolscope(dsn, settings)
+    setup_metrics(app, app[SCOPE])
+    setup_dashboard(app, app[SCOPE], allow="loopback")
+    return app
+
+
+def traced(dsn: str, settings: dict[str, Any]) -> web.Application:
+    """This package with OpenTelemetry's metrics, in its SDK."""
+    from aiohttp_poolscope.contrib.opentelemetry import instrument
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+    app = poolscope(dsn, settings)
+    instrument(app[SCOPE], meter_provider=MeterProvider([InMemoryMetricReader()]))
+    return app
+
+
+OBSERVED: dict[str, Candidate] = {"Prometheus and page": seen, "OpenTelemetry": traced}
+"""What the study of the costs of being seen compares with ``poolscope``."""
 
 
 def refusal(dsn: str, settings: dict[str, Any]) -> web.Application:

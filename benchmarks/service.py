@@ -87,14 +87,16 @@ async def serve(candidate: str, dsn: str, settings: dict[str, Any]) -> None:
     """What the process does."""
     from aiohttp import web
 
-    from .candidates import CANDIDATES, LIMITS
+    from .candidates import CANDIDATES, LIMITS, OBSERVED
 
     # An overload is what is asked for here; its warnings would break up the progress display.
     logging.getLogger("aiohttp_poolscope").setLevel(logging.ERROR)
     ended = asyncio.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(each, ended.set)
-    runner = web.AppRunner((CANDIDATES | LIMITS)[candidate](dsn, settings), access_log=None, shutdown_timeout=1.0)
+    runner = web.AppRunner(
+        (CANDIDATES | LIMITS | OBSERVED)[candidate](dsn, settings), access_log=None, shutdown_timeout=1.0
+    )
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)  # its backlog is that of run_app
     await site.start()
