@@ -11,7 +11,7 @@ Each borrow has a number. Cursors, transactions and streams remember theirs and 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from .cursor import ScopedCursor
 from .driver import FAILED, IN_TRANSACTION
@@ -44,6 +44,12 @@ class Acquisition:
         self._db = db
         self._timeout = timeout
         self._mine = False
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(
+            f"no {name!r} here: what acquire() returns is no connection yet. Write 'async with ....acquire() as db' or "
+            "'db = await ....acquire()'"
+        )
 
     async def _borrow(self) -> ScopedConnection:
         self._mine = not self._db.held

@@ -79,7 +79,9 @@ class Direct:
         ``timeout`` seconds at most (default: ``acquire_timeout``). Raises PoolExhausted, DatabaseUnavailable or
         ShuttingDown.
         """
-        db = ScopedConnection(self._running(), once=True)
+        pool = self._running()
+        pool.check_loop()
+        db = ScopedConnection(pool, once=True)
         db.task = asyncio.current_task()
         around = current.get()
         if around is not None:

@@ -173,6 +173,16 @@ class Pool:
         except TimeoutError:
             logger.warning("pool %r: aiopg still counts connections that nobody has", self.key)
 
+    def check_loop(self) -> None:
+        """Raise PoolScopeError unless called in the event loop that the pool was made in."""
+        loop = asyncio._get_running_loop()
+        if loop is not self._loop:
+            where = "outside of any event loop" if loop is None else "in another event loop, or another thread"
+            raise PoolScopeError(
+                f"pool {self.key!r} was used {where}: it belongs to the loop of its application. "
+                "Use asyncio.run_coroutine_threadsafe(..., loop) from there"
+            )
+
     def spawn(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
         """Run ``work`` in a task that ``stop`` knows of, and that knows nothing of the request which called for it."""
         context = self._context.copy()

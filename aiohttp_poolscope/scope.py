@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import hdrs, web
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from .config import Source
 
 __all__ = ("PoolScope", "ScopeKey", "State", "setup")
+
+logger = logging.getLogger("aiohttp_poolscope")
 
 OUT_OF_RESOURCES = "53"
 """SQLSTATE class 53: disk full, out of memory, too many connections. The statement is not at fault."""
@@ -124,6 +127,7 @@ class PoolScope(Direct):
             self._starting = asyncio.Lock()
         self._contexts += 1
         try:
+            self._look_at(app)
             async with self._starting:  # two applications of one scope may start at once
                 if self._pool is None:
                     self._ran = False
@@ -140,6 +144,22 @@ class PoolScope(Direct):
                     await asyncio.shield(pool.drain.begin())
                 finally:
                     self._pool = None
+
+    def _look_at(self, app: web.Application) -> None:
+        """Warn of what would be a riddle later."""
+        if app.middlewares.count(self.middleware) > 1:
+            said = "stands in app.middlewares more than once: scope.setup(app) has added it already"
+        elif self.config.skip is None and not self._is_replica and not self._has_middleware(app):
+            said = (
+                f"is in no application, so request[{self.config.key!r}] will not exist: scope.setup(app) adds it, or "
+                "app.middlewares.append(scope.middleware). For scope.acquire() alone say skip=lambda request: True"
+            )
+        else:
+            return
+        logger.warning("pool %r: the middleware %s", self.config.key, said, extra={"pool": self.config.key})
+
+    def _has_middleware(self, app: web.Application) -> bool:
+        return self.middleware in app.middlewares or any(map(self._has_middleware, app._subapps))
 
     def begin_drain(self) -> None:
         """Refuse new requests and start to close. Readiness says 503 from now on. Harmless when repeated."""

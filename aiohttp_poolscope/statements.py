@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 from .driver import FAILED
 from .errors import ConnectionBusy, DatabaseUnavailable, PoolScopeError, TransactionFailed
@@ -151,6 +151,12 @@ class CursorContext:
     def __init__(self, statements: Statements) -> None:
         self._statements = statements
         self._cursor: ScopedCursor | None = None
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(
+            f"no {name!r} here: what cursor() returns is no cursor yet. Write 'async with db.cursor() as cursor' or "
+            "'cursor = await db.cursor()'"
+        )
 
     async def _open(self) -> ScopedCursor:
         return await self._statements._connection()._open_cursor()

@@ -49,6 +49,12 @@ BUSY = (
 )
 
 
+OTHER_LOOP = (
+    "a connection belongs to the event loop its pool was made in, and this is another one: a thread that runs "
+    "asyncio.run(), say. Use asyncio.run_coroutine_threadsafe(..., loop) with the loop of the application"
+)
+
+
 def sqlstate(error: BaseException) -> str | None:
     """The five-character SQLSTATE of a database error, or of the database error that caused it."""
     while not isinstance(error, psycopg2.Error):
@@ -262,6 +268,8 @@ class Link:
         aio = self.aio
         if self.busy:
             raise ConnectionBusy(BUSY)
+        if asyncio.get_running_loop() is not self._loop:
+            raise PoolScopeError(OTHER_LOOP)
         if self.pgbouncer and (problem := needs_session(sql)) is not None:
             raise PoolScopeError(f"refused with pgbouncer=True: {problem}")
         if not self.closed and (self.cancelling is not None or self.raw.isexecuting()):
