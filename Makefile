@@ -16,18 +16,19 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 .DEFAULT_GOAL := help
 # Two set-ups at once would be in each other's way.
 .NOTPARALLEL:
-.PHONY: help demo test test-all lint simulate soak facts bench bench-quick clean
+.PHONY: help demo test test-all lint simulate soak facts bench bench-quick docs clean
 
 help:
 	@echo "make demo       a small service with a PostgreSQL of its own; ARGS=... for its options, Ctrl-C ends it"
 	@echo "make test       the tests that need nothing but Python; ARGS=... goes to pytest"
 	@echo "make test-all   also those that need system packages"
-	@echo "make lint       ruff, mypy, import-linter"
+	@echo "make lint       ruff, mypy, pyright, import-linter"
 	@echo "make simulate   random schedules against the gate; SCHEDULES=100000"
 	@echo "make soak       ten minutes of mixed load and random faults, then an audit; MINUTES=30, ARGS=--uvloop"
 	@echo "make facts      the figures of the README, measured here, in a minute and a half; ARGS=--json for every run"
-	@echo "make bench      beside aiopg by hand, asyncpg, psycopg and others, 16 minutes; needs wrk; ARGS=--help for a part"
+	@echo "make bench      beside aiopg by hand, asyncpg, psycopg and others, 20 minutes; needs wrk; ARGS=--help for a part"
 	@echo "make bench-quick  three minutes of it, and what has got worse since the figures on record"
+	@echo "make docs       the documentation as a site, in build/docs"
 	@echo "make clean      delete what these have made"
 	@echo "PYTHON=python3.13 chooses another Python; use it with VENV=.venv-3.13"
 
@@ -38,13 +39,14 @@ test: $(VENV)/.for-test
 	@$(PYTEST) -m "not system" $(ARGS)
 	@echo "Left out: tests marked 'system', which need system packages. 'make test-all' runs them too."
 
-test-all: $(VENV)/.for-test
+test-all: $(VENV)/.for-test-all
 	@$(PYTEST) $(ARGS)
 
 lint: $(VENV)/.for-lint $(VENV)/.for-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
 simulate: $(VENV)/.for-test
@@ -62,6 +64,10 @@ bench: $(VENV)/.for-bench
 bench-quick: $(VENV)/.for-bench
 	@$(BIN)/python -m benchmarks --quick $(ARGS)
 
+docs: $(VENV)/.for-docs
+	@$(BIN)/python -m sphinx --fail-on-warning --keep-going -q -b html docs build/docs
+	@echo "build/docs/index.html is the first page."
+
 clean:
 	rm -rf .venv .venv-* $(VENV) benchmarks/results build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -69,7 +75,9 @@ clean:
 # One stamp a purpose, renewed when pyproject.toml changes: `make demo` needs a third of what the tests need.
 $(VENV)/.for-demo: EXTRAS := demo,cli
 $(VENV)/.for-test: EXTRAS := test,cli,demo,prometheus,opentelemetry
+$(VENV)/.for-test-all: EXTRAS := test,cli,demo,prometheus,opentelemetry,browser
 $(VENV)/.for-lint: EXTRAS := lint
+$(VENV)/.for-docs: EXTRAS := docs,cli,demo,prometheus,opentelemetry
 $(VENV)/.for-bench: EXTRAS := bench,test
 
 $(VENV)/.for-%: pyproject.toml | $(VENV)/.made

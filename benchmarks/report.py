@@ -37,7 +37,7 @@ else the machine does hits all of them. The figures beside them are this machine
   refused on purpose, they are counted.
 
 ```sh
-make bench         # all of it, about 16 minutes; ARGS="--only throughput --rounds 5" for a part
+make bench         # all of it, about 20 minutes; ARGS="--only throughput --rounds 5" for a part
 make bench-quick   # about 3 minutes; ends with what has got worse since the figures on record
 ```
 
