@@ -214,11 +214,11 @@ class Pool:
         if not self.lend(db):
             if not db.running:
                 self.gate.make_room()
-            db._hold(await self._queue(db, limit))
+            await self._queue(db, limit)
         if hook is not None and db._slot is not None:
             await hooks.prepare(self, hook, db, db._slot, end - time.monotonic())
 
-    async def _queue(self, db: ScopedConnection, timeout: float) -> Slot[Link]:
+    async def _queue(self, db: ScopedConnection, timeout: float) -> None:
         gate = self.gate
         begun = time.monotonic()
         place = Place(self._loop.create_future(), db, begun + timeout)
@@ -250,9 +250,10 @@ class Pool:
             if slot in gate.slots:
                 gate.undo(slot)
             self.bury(slot)
-            return await self._queue(db, max(0.0, timeout - (now - begun)))
+            await self._queue(db, max(0.0, timeout - (now - begun)))
+            return
+        db._hold(slot)
         self.watch.lent(db, now - begun, queued=True)
-        return slot
 
     def set_timers(self, now: float) -> None:
         """Give a timer to those whose time is nearly over: nearly all are served before."""
@@ -276,15 +277,15 @@ class Pool:
     def take_back(self, slot: Slot[Link]) -> None:
         """A lease has ended. A clean and young connection is free at once; a task sees to any other."""
         now = time.monotonic()
-        self.lease.record(now - slot.since)
-        if Released in self.heard:
-            self.watch.returned(slot.holder, now - slot.since)
-        slot.holder = None
+        held, holder, slot.holder = now - slot.since, slot.holder, None
+        self.lease.record(held)
         if slot.link.clean and now < slot.expires and not self._always_repair:
             self.gate.give(slot, now)
         else:
             self.gate.repair(slot, now)
             self.repairs.begin(slot)
+        if Released in self.heard:
+            self.watch.returned(holder, held)
 
     def came_late(self, db: ScopedConnection, since: float) -> None:
         """A lease that was reported as a leak has ended after all."""

@@ -12,6 +12,7 @@ from .errors import ClientGone, DatabaseUnavailable, PoolExhausted, PoolScopeErr
 from .gate import Outcome
 from .leases import describe, whose
 from .session import QUOTED
+from .tags import request_id
 
 if TYPE_CHECKING:
     from .connection import ScopedConnection
@@ -66,7 +67,7 @@ class Watch:
         """A borrow was not served: the error that its borrower gets."""
         error = self._refusal(outcome, waited)
         if db.client is not None:
-            error.request_id = whose(db)["request_id"]
+            error.request_id = request_id(db.client)
         self.ended(db, outcome, waited, str(error))
         return error
 
