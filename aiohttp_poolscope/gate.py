@@ -18,12 +18,9 @@ was handed over counts as lent before its waiter has woken up: the waiter then e
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from .slots import CHECKING, GONE, IDLE, LENT, REPAIRING, Outcome, Slot, SlotState, Waiter
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 __all__ = ("Gate", "Outcome", "Slot", "SlotState", "Waiter")
 
@@ -124,9 +121,9 @@ class Gate(Generic[L]):
         """The idle stack, longest unused first."""
         return tuple(self._idle)
 
-    def waiters(self) -> Iterator[Waiter[L]]:
+    def waiters(self) -> tuple[Waiter[L], ...]:
         """The queue, longest waiting first."""
-        return iter(self._waiters)
+        return tuple(self._waiters)
 
     def ask(self, now: float) -> Slot[L] | None:
         """The idle connection returned last, if it is fresh and young. Otherwise None: ``join`` the queue."""

@@ -368,7 +368,7 @@ class Pool:
 
     def holders(self) -> list[tuple[Slot[Link], ScopedConnection]]:
         """The leases there are."""
-        return [(slot, slot.holder) for slot in self.gate.slots if isinstance(slot.holder, ScopedConnection)]
+        return [(slot, slot.holder) for slot in tuple(self.gate.slots) if isinstance(slot.holder, ScopedConnection)]
 
     def leases(self) -> tuple[Lease, ...]:
         """Who holds what, longest first."""
@@ -377,8 +377,9 @@ class Pool:
         return tuple(sorted(found, key=lambda lease: -lease.held))
 
     def stats(self) -> PoolStats:
-        """The numbers of this moment."""
+        """The numbers of this moment. An exporter's thread may ask: what changes meanwhile is copied at one go."""
         gate, now = self.gate, time.monotonic()
+        slots = tuple(gate.slots)
         ended = {outcome.value: count for outcome, count in gate.ended.items()}
         return PoolStats(
             size=gate.size,
@@ -401,7 +402,7 @@ class Pool:
             connect_failed=self.connect_failed,
             errors=dict(self.watch.errors),
             oldest_wait=max((now - waiter.since for waiter in gate.waiters()), default=0.0),
-            oldest_lease=max((now - slot.since for slot in gate.slots if slot.state is SlotState.LENT), default=0.0),
+            oldest_lease=max((now - slot.since for slot in slots if slot.state is SlotState.LENT), default=0.0),
             breaker=str(self.breaker.state),
             wait=self.wait.snapshot(),
             lease=self.lease.snapshot(),

@@ -7,6 +7,8 @@ import contextlib
 import dataclasses
 import functools
 import re
+import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -319,3 +321,29 @@ async def test_a_handler_whose_repr_fails(dsn: str, serve: Serve) -> None:
         assert status == 200
         assert "Odd" in text
         assert scope.stats().in_use == 0
+
+
+async def test_another_thread_may_ask(make_scope: Any) -> None:
+    """An exporter reads the numbers and the leases from a thread of its own, whatever the pool does meanwhile."""
+    async with make_scope(maxsize=4, check_after_idle=0.0) as scope:
+        over = threading.Event()
+
+        def ask() -> int:
+            asked = 0
+            while not over.is_set():
+                assert scope.stats().maxsize == 4
+                assert len(scope.leases()) <= 4
+                asked += 1
+            return asked
+
+        asking = asyncio.ensure_future(asyncio.to_thread(ask))
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            for _ in range(20):
+                await asyncio.gather(*(scope.fetchval("SELECT 1") for _ in range(40)))
+                scope.expire()
+        finally:
+            sys.setswitchinterval(before)
+            over.set()
+        assert await asking > 20
