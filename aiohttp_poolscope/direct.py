@@ -179,14 +179,16 @@ class Direct:
         return "no answer" if len(gate.slots) < gate.maxsize else "stalled"
 
     def stats(self) -> PoolStats:
-        """The numbers of this moment; all zero while there is no pool."""
-        if self._pool is None:
+        """The numbers of this moment; all zero while there is no pool. Any thread may ask."""
+        pool = self._pool
+        if pool is None:
             return PoolStats(minsize=self.config.minsize, maxsize=self.config.maxsize)
-        return self._pool.stats()
+        return pool.stats()
 
     def leases(self) -> tuple[Lease, ...]:
         """Who holds a connection, since when and for which request; the longest first."""
-        return () if self._pool is None else self._pool.leases()
+        pool = self._pool
+        return () if pool is None else pool.leases()
 
     def _running(self) -> Pool:
         if self._pool is None:
