@@ -142,9 +142,8 @@ CANDIDATES: dict[str, Candidate] = {
 
 def seen(dsn: str, settings: dict[str, Any]) -> web.Application:
     """This package with Prometheus's route and the page."""
-    from aiohttp_poolscope.contrib.prometheus import setup_metrics
-
     from aiohttp_poolscope.contrib.dashboard import setup_dashboard
+    from aiohttp_poolscope.contrib.prometheus import setup_metrics
 
     app = poolscope(dsn, settings)
     setup_metrics(app, app[SCOPE])
@@ -154,9 +153,10 @@ def seen(dsn: str, settings: dict[str, Any]) -> web.Application:
 
 def traced(dsn: str, settings: dict[str, Any]) -> web.Application:
     """This package with OpenTelemetry's metrics, in its SDK."""
-    from aiohttp_poolscope.contrib.opentelemetry import instrument
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+    from aiohttp_poolscope.contrib.opentelemetry import instrument
 
     app = poolscope(dsn, settings)
     instrument(app[SCOPE], meter_provider=MeterProvider([InMemoryMetricReader()]))

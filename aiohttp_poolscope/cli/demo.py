@@ -125,7 +125,10 @@ async def _serve(dsn: str, args: argparse.Namespace, ending: Ending) -> int:
 
 def _guide(url: str) -> list[str]:
     return [
-        f"The bank is at {url}/ and Ctrl-C closes it. In a second terminal:",
+        f"The bank is at {url}/ and Ctrl-C closes it.",
+        f"See its pool at work: {url}/_pool/ in a browser on this machine.",
+        "",
+        "In a second terminal:",
         "",
         f"  curl {url}/accounts/42",
         f"  curl -d from=42 -d to=7 -d amount=100 {url}/transfer",

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
+from aiohttp_poolscope.contrib.dashboard import setup_dashboard
 from aiohttp_poolscope.errors import DatabaseUnavailable, PoolScopeError
 from aiohttp_poolscope.marks import lazy, no_connection
 from aiohttp_poolscope.scope import PoolScope
@@ -51,6 +52,7 @@ def make_app(dsn: str, **settings: Any) -> web.Application:
     app = web.Application()
     scope = PoolScope(dsn, statement_timeout=STATEMENT_TIMEOUT, drain_grace=2.0, drain_timeout=4.0, **settings)
     app[SCOPE] = scope.setup(app)
+    setup_dashboard(app, scope, allow="loopback")
     app[SOCKETS] = set()
     app[GUIDE] = []
     app.on_shutdown.append(close_sockets)

@@ -20,8 +20,9 @@ FAULTS = "restart immediate,cut with rst,expired,kill active,password rotated"
 """And no overload: what is one depends on the machine, and on who else is at work there."""
 
 ROWS = """requests that waited, in calm seconds, clients that left, ends of handlers, back, borrows, events, gate,
-event loop, pool, check, tasks of the pool, backends, acknowledged writes, sum of accounts, alive, memory, growth, descriptors,
-backends after the cleanup, descriptors after the cleanup, tasks after the cleanup, connections, log, findings"""
+event loop, pool, check, tasks of the pool, backends, acknowledged writes, sum of accounts, alive, memory, growth,
+descriptors, backends after the cleanup, descriptors after the cleanup, tasks after the cleanup, connections, log,
+findings"""
 
 BORROWED = "    def take_back(self, slot: Slot[Link]) -> None:\n"
 

@@ -1,0 +1,91 @@
+"""`top` by way of the page that ``setup_dashboard`` adds to a service."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+
+from .top_view import PageView
+
+if TYPE_CHECKING:
+    from yarl import URL
+
+__all__ = ("Page", "PageError")
+
+AT_ONCE = 4
+"""Questions at each look, each on a connection of its own: the kernel chooses who answers, so it takes some to meet
+all workers."""
+
+PATIENCE = 3.0
+FORGET_AFTER = 15.0
+"""Seconds after which a worker that was not met any more is left out."""
+
+NOT_FOUND = 404
+
+
+class PageError(Exception):
+    """No state could be had from there; the message says what to do."""
+
+
+class Page:
+    """The page at a URL. Workers are known by their process ids, and when they were started."""
+
+    def __init__(self, url: URL, headers: dict[str, str], interval: float, times: int) -> None:
+        self._url = url if url.name == "state.json" else url.with_path(f"{url.path.rstrip('/') or '/_pool'}/state.json")
+        self._headers = headers
+        self._times = times
+        self._forget_after = max(FORGET_AFTER, 5 * interval)
+        # In containers all of them may have the same process id.
+        self._workers: dict[tuple[int, float], tuple[float, dict[str, Any]]] = {}
+
+    async def look(self) -> PageView:
+        """Ask a few times, and put together what all workers have said lately."""
+        problem: str | None = None
+        for _ in range(self._times):
+            answers = await asyncio.gather(*(self._ask() for _ in range(AT_ONCE)), return_exceptions=True)
+            for answer in answers:
+                if isinstance(answer, PageError):
+                    problem = str(answer)
+                elif isinstance(answer, BaseException):
+                    raise answer
+                else:
+                    worker = answer["worker"]
+                    self._workers[worker["pid"], worker["started"]] = (time.monotonic(), answer)
+        if not self._workers and problem is not None:
+            raise PageError(problem)
+        oldest = time.monotonic() - self._forget_after
+        self._workers = {name: met for name, met in sorted(self._workers.items()) if met[0] > oldest}
+        return PageView(str(self._url.parent), [state for _, state in self._workers.values()], problem)
+
+    async def _ask(self) -> dict[str, Any]:
+        timeout = aiohttp.ClientTimeout(total=PATIENCE)
+        try:
+            # A session for each: one of them would keep its connection, and with it its worker.
+            async with (
+                aiohttp.ClientSession(timeout=timeout, headers=self._headers) as session,
+                session.get(self._url, allow_redirects=False) as response,
+            ):
+                return self._read(response.status, await response.read())
+        except TimeoutError as error:
+            raise PageError(f"no answer from {self._url} within {PATIENCE:g} s") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise PageError(f"{self._url} cannot be reached: {error}") from error
+
+    def _read(self, status: int, body: bytes) -> dict[str, Any]:
+        if status == NOT_FOUND:
+            raise PageError(
+                f"{self._url} answers 404: give the prefix of setup_dashboard(app, scope, prefix=...), and let its "
+                "allow= admit you"
+            )
+        if status >= 300:  # noqa: PLR2004
+            raise PageError(f"{self._url} answers {status}: has it let you in? --header 'Authorization: ...' may help")
+        try:
+            state: dict[str, Any] = json.loads(body)
+            int(state["worker"]["pid"]), float(state["worker"]["started"]), list(state["scopes"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise PageError(f"{self._url} is not the page of setup_dashboard: it answers something else") from error
+        return state
