@@ -25,6 +25,7 @@ MISSED = '{"missed": true}'
 """For a client that was too slow, and for all after the connection was lost: NOTIFY waits for nobody. Who needs every
 message would write them into a table, and now read there what is missing."""
 
+SCOPE = web.AppKey("scope", poolscope.PoolScope)
 LISTENER = web.AppKey("listener", poolscope.PoolScope)
 ROOM = web.AppKey("room", dict[web.WebSocketResponse, "asyncio.Queue[str]"])
 logger = logging.getLogger(__name__)
@@ -99,11 +100,11 @@ async def say_goodbye(app: web.Application) -> None:
 
 def make_app(dsn: str) -> web.Application:
     app = web.Application()
-    poolscope.setup(app, dsn)
+    app[SCOPE] = poolscope.setup(app, dsn)
     # A pool of one: no request waits for a connection that never comes back. Nothing is asked on it, so it is left to
-    # the kernel to notice a network that has gone silent. At the end the drain cancels listen() at once.
+    # the kernel to notice a network that has gone silent.
     app[LISTENER] = poolscope.PoolScope(
-        dsn, key="listener", maxsize=1, leak_threshold=None, keepalives_idle=30, drain_grace=0, skip=lambda _: True
+        dsn, key="listener", maxsize=1, leak_threshold=None, keepalives_idle=30, skip=lambda _: True
     )
     app.cleanup_ctx.append(app[LISTENER].cleanup_ctx)
     app[ROOM] = {}

@@ -20,7 +20,7 @@ ROLE = "poolscope_tenants"
 TOKENS = {"Bearer token-of-ann": "ann", "Bearer token-of-bob": "bob"}
 
 TENANT: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="")
-"""Tasks that a handler starts inherit it. Empty where there is none, and then the policy shows nothing."""
+"""Tasks that a handler starts inherit it. Empty where nobody has set it, and then the policy shows nothing."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS poolscope_messages (
@@ -41,11 +41,8 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
     tenant = TOKENS.get(request.headers.get("Authorization", ""))
     if tenant is None:
         raise web.HTTPUnauthorized
-    token = TENANT.set(tenant)
-    try:
-        return await handler(request)
-    finally:
-        TENANT.reset(token)
+    TENANT.set(tenant)  # in this request's context: each has a task of its own, also on a connection that is kept
+    return await handler(request)
 
 
 async def set_tenant(db: poolscope.ScopedConnection) -> None:

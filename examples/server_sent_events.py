@@ -30,7 +30,7 @@ async def events(request: web.Request) -> web.StreamResponse:
     db.release()
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
     await response.prepare(request)
-    with contextlib.suppress(ConnectionResetError):  # the client has left
+    with contextlib.suppress(ConnectionResetError):  # the client has left: nothing that the log should call an error
         while not ending.is_set():
             try:
                 async with db.acquire():

@@ -77,6 +77,7 @@ async def test_what_one_sends_all_get(dsn: str, serve: Serve, database: Database
         for app in (first, second):
             [_lease] = app[example.LISTENER].leases()
             assert app[example.LISTENER].stats().size == 1
+            await until(lambda app=app: app[example.SCOPE].stats().in_use == 0, "no connection held by a websocket")
         names = [name.split("@")[0] for (name,) in database.backends("application_name")]
         assert names.count("listener") == 2
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2
 import pytest
-from aiohttp import ClientError, web
+from aiohttp import ClientError, ClientSession, TCPConnector, web
 
 import aiohttp_poolscope as poolscope
 
@@ -19,7 +19,7 @@ from .conftest import DEADLINE
 from .test_examples import load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from types import ModuleType
 
     from .conftest import Database, Serve, Served
@@ -176,6 +176,31 @@ async def test_two_tenants(dsn: str, serve: Serve, example: ModuleType) -> None:
             await attacks.scope.execute("INSERT INTO poolscope_messages VALUES ('ann', 'from bob')")
         assert await attacks.scope.execute("DELETE FROM poolscope_messages WHERE tenant = 'ann'") == "DELETE 0"
         example.TENANT.reset(token)
+
+
+async def test_each_request_has_a_tenant_of_its_own(dsn: str, serve: Serve, example: ModuleType) -> None:
+    """On one kept connection none is left by the request before; it is still there when a body is written at last."""
+    app, attacks = make(example, dsn)
+    before: list[str] = []
+
+    @web.middleware
+    async def outermost(request: web.Request, handler: Any) -> Any:
+        before.append(example.TENANT.get())
+        return await handler(request)
+
+    async def late(request: web.Request) -> web.Response:
+        async def body() -> AsyncIterator[bytes]:
+            yield (await attacks.scope.fetchval("SELECT string_agg(tenant, ',') FROM poolscope_messages")).encode()
+
+        return web.Response(body=body())
+
+    app.middlewares.insert(0, outermost)
+    app.router.add_get("/late", late)
+    async with serve(app) as served, ClientSession(connector=TCPConnector(limit=1)) as client:
+        for tenant in ("ann", "bob", "eve", "ann"):
+            async with client.get(served.url / "late", headers=bearer(tenant)) as response:
+                assert (await response.text() == tenant) is (response.status == 200) is (tenant != "eve")
+    assert before == [""] * 4
 
 
 async def test_in_the_wrong_order_nobody_sees_anything(dsn: str, serve: Serve, example: ModuleType) -> None:

@@ -112,7 +112,12 @@ class Client:
 
     @contextlib.asynccontextmanager
     async def _connected(self, *, politely: bool) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        reader, writer = await asyncio.open_connection(self._host, self._port, ssl=self._tls)
+        try:
+            reader, writer = await asyncio.open_connection(self._host, self._port, ssl=self._tls)
+        except ssl.SSLError:
+            raise
+        except OSError as error:  # of several addresses each has failed in its own way
+            raise ConnectionRefusedError(str(error)) from error
         try:
             yield reader, writer
         finally:
@@ -157,4 +162,4 @@ class Client:
 
 
 def _broken(error: Exception, seconds: float) -> Answer:
-    return Answer("refused" if isinstance(error, (ConnectionRefusedError, socket.gaierror)) else "cut", seconds)
+    return Answer("refused" if isinstance(error, ConnectionRefusedError) else "cut", seconds)

@@ -173,11 +173,13 @@ class _Place:
         """Leave the numbers, and read those of all others that live."""
         self.tell(readings)
         try:
-            locks = [path for path in self._directory.glob("poolscope-*.lock") if path != self._files.lock]
+            found = [path for path in self._directory.iterdir() if path.match("poolscope-*.lock")]
+        except FileNotFoundError:  # which has been said
+            return []
         except OSError as error:
             logger.warning("the metrics of other processes cannot be read: %s", error)
             return []
-        return [reading for lock in locks for reading in _told(lock)]
+        return [reading for lock in found if lock != self._files.lock for reading in _told(lock)]
 
     def leave(self) -> None:
         """The end of this process: its series end with it."""

@@ -207,9 +207,10 @@ def test_bad_usage(arguments: tuple[str, ...], said: str) -> None:
     assert "hunter2" not in done.stdout + done.stderr
 
 
-def test_nobody_there(unused: int) -> None:
-    """Where nobody listens nothing can be tested: exit code 2."""
-    done = run("stress", f"http://127.0.0.1:{unused}/", "--duration", "0.5")
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_nobody_there(unused: int, host: str) -> None:
+    """Where nobody listens, at any address of the name, nothing can be tested: exit code 2."""
+    done = run("stress", f"http://{host}:{unused}/", "--duration", "0.5")
     assert done.returncode == CANNOT_TELL
     assert "nobody listens there" in done.stderr
 

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import ClientSession, UnixConnector, web
 
 import aiohttp_poolscope as poolscope
-from aiohttp_poolscope.contrib.dashboard import page, setup_dashboard
+from aiohttp_poolscope.contrib.dashboard import setup_dashboard
 from tests.contrib.dashboard_app import PATHS, SECRET, App
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ async def test_other_mistakes_are_refused_at_once(dsn: str) -> None:
 
 
 async def test_a_function_decides(dsn: str, serve: Serve) -> None:
-    """``allow`` is asked for each path and each time, plain or async; for who is refused there is no page."""
+    """``allow`` is asked for each path and each time, plain or async; for who is refused there is nothing."""
 
     async def later(request: web.Request) -> bool:
         await asyncio.sleep(0)
@@ -68,9 +68,14 @@ async def test_a_function_decides(dsn: str, serve: Serve) -> None:
     for allow in (later, lambda request: request.headers.get("X-Key") == SECRET):
         async with serve(App(dsn, allow=allow).web) as served:
             for path in PATHS:
-                async with served.client.get(served.url / f"_pool{path}") as refused:
-                    assert (refused.status, await refused.text()) == (404, "404: Not Found"), path
-                    assert refused.headers["Content-Security-Policy"] == page.HEADERS["Content-Security-Policy"]
+                for method in ("GET", "HEAD", "POST", "PURGE"):
+                    async with (
+                        served.client.request(method, served.url / f"_pool{path}") as refused,
+                        served.client.request(method, served.url / "nothing") as missing,
+                    ):
+                        assert refused.status == missing.status == 404, path
+                        assert await refused.read() == await missing.read()
+                        assert refused.headers.keys() == missing.headers.keys()
                 headers = {"X-Key": SECRET}
                 async with served.client.get(served.url / f"_pool{path}", headers=headers) as admitted:
                     assert admitted.status == 200, path

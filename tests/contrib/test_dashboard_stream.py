@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 import weakref
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,16 +24,16 @@ if TYPE_CHECKING:
     from tests.conftest import Serve, Served
 
 
-async def stuck(served: Served) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def stuck(served: Served) -> asyncio.StreamWriter:
     """A client with little room that asks for the stream and reads nothing."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.setblocking(False)
     await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", served.port))
-    reader, writer = await asyncio.open_connection(sock=sock, limit=1024)
+    _, writer = await asyncio.open_connection(sock=sock, limit=1024)
     writer.transport.pause_reading()  # type: ignore[attr-defined]
     writer.write(b"GET /_pool/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    return reader, writer
+    return writer
 
 
 async def collect(told: AsyncIterator[Any]) -> list[Any]:
@@ -108,9 +110,10 @@ async def test_memory_has_a_bound(dsn: str, serve: Serve, monkeypatch: pytest.Mo
         assert entries[0]["statement"] == f"SELECT %s FROM t{2 * journal.KEPT - 1}"
         assert [entry["at"] for entry in entries] == sorted((entry["at"] for entry in entries), reverse=True)
         await until(lambda: len(recorder.samples) == sampler.KEPT)
-        await until(lambda: recorder.samples[0] is not recorder.samples[-1])
-        assert recorder.samples.maxlen == sampler.KEPT
-        assert len(recorder._looks) <= sampler.MINUTE + 1
+        last = recorder.samples[-1]
+        await until(lambda: recorder.samples[-1] is not last)
+        assert len(recorder.samples) == sampler.KEPT
+        assert len(recorder._looks) == sampler.MINUTE + 1
 
 
 async def test_no_error_is_kept_alive(dsn: str, serve: Serve) -> None:
@@ -129,9 +132,9 @@ async def test_a_client_that_does_not_read(dsn: str, serve: Serve, monkeypatch: 
     app = App(dsn)
     async with serve(app.web, shutdown_timeout=60) as served:
         (recorder,) = recorders(app)
-        reader, writer = await stuck(served)
+        writer = await stuck(served)
         try:
-            owner = next(it for it in find_streams(app))
+            (owner,) = find_streams(app)
             stream = await until(lambda: next((it for it in owner._streams if it.writing), None), deadline=4 * DEADLINE)
             transport = stream.request.transport
             size = transport.get_write_buffer_size()
@@ -148,7 +151,6 @@ async def test_a_client_that_does_not_read(dsn: str, serve: Serve, monkeypatch: 
             writer.close()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
-        assert reader is not None
 
 
 async def test_only_so_many_may_look(dsn: str, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,3 +225,35 @@ async def test_nothing_is_left(dsn: str, serve: Serve) -> None:
             await writer.wait_closed()
     names = [task.get_name() for task in asyncio.all_tasks()]
     assert not [name for name in names if name.startswith("poolscope")]
+
+
+async def test_a_stall_makes_no_spike(dsn: str, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the event loop stood still the next samples are an interval apart: a rate is over the time it took."""
+    monkeypatch.setattr(sampler, "INTERVAL", 0.05)
+    app = App(dsn)
+    async with serve(app.web) as served:
+        (recorder,) = recorders(app)
+        await until(lambda: recorder.samples)
+        time.sleep(0.4)  # noqa: ASYNC251 - that is the stall
+        count = len(recorder.samples)
+        await until(lambda: len(recorder.samples) >= count + 4)
+        looks = [at for at, _ in recorder._looks]
+        assert min(b - a for a, b in pairwise(looks)) > 0.01
+        assert served.port
+
+
+async def test_the_application_runs_again(dsn: str, serve: Serve) -> None:
+    """A scope started again, in another application, counts from zero: no rate is negative, nothing old is shown."""
+    scope = poolscope.PoolScope(dsn)
+    for _ in range(2):
+        app = web.Application()
+        scope.setup(app)
+        setup_dashboard(app, scope, allow="loopback")
+        async with serve(app) as served:
+            for _ in range(3):
+                await scope.fetchval("SELECT 1")
+            async with contextlib.aclosing(messages(served)) as told:
+                samples = (await anext(told))["samples"][0] + (await anext(told))["samples"][0]
+            assert all(value is None or value >= 0 for sample in samples for value in sample)
+            (entry,) = (await state(served))["scopes"]
+            assert (entry["state"], entry["verdict"]["kind"]) == ("serving", "healthy")

@@ -17,7 +17,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
@@ -305,19 +305,19 @@ async def test_a_directory_that_is_emptied_or_lost(
         await until(lambda: suffixes() == {".json", ".lock"})
 
 
+def written(stats: Any) -> str:
+    return json.dumps({"at": 1, "readings": [{"pool": "db", "state": "serving", "pid": "1", "stats": stats}]})
+
+
 GARBAGE = {
     "nothing": "",
     "half": '{"at": 1, "rea',
     "another form": "[1, 2]",
     "no readings": '{"at": 1}',
     "wrong types": '{"at": "x", "readings": []}',
-    "no numbers": '{"at": 1, "readings": [{"pool": "db", "state": "serving", "pid": "1", "stats": [1]}]}',
-    "wrong histogram": json.dumps(
-        {"at": 1, "readings": [{"pool": "db", "state": "serving", "pid": "1", "stats": {"wait": {"bounds": 3}}}]}
-    ),
-    "text for a number": json.dumps(
-        {"at": 1, "readings": [{"pool": "db", "state": "serving", "pid": "1", "stats": {"idle": "many"}}]}
-    ),
+    "no numbers": written([1]),
+    "wrong histogram": written({"wait": {"bounds": 3}}),
+    "text for a number": written({"idle": "many"}),
 }
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from aiohttp_poolscope import ConfigError, PoolScope, no_connection
 from aiohttp_poolscope.events import DrainFinished
@@ -81,7 +80,7 @@ def setup_dashboard(app: web.Application, *scopes: PoolScope, prefix: str = "/_p
         raise ConfigError(f"setup_dashboard(prefix={prefix!r}): the path {path} is taken; give another prefix")
     dashboard = _Dashboard(scopes, allowed)
     for path, handler in dashboard.routes(prefix):
-        app.router.add_get(path, handler, allow_head=False)
+        app.router.add_route("*", path, handler)  # else a 405 would tell whom it refuses that there is something
     app.cleanup_ctx.append(dashboard.sampler.running)
     app.on_shutdown.append(dashboard.streams.end)
 
@@ -93,7 +92,6 @@ class _Dashboard:
         self._allowed = allowed
         self._recorders = tuple(Recorder(scope) for scope in scopes)
         self._seats = tuple(Seats(scope) for scope in scopes)
-        self._started = round(time.time(), 3)
         self._workers = max(scope.config.processes for scope in scopes)
         self._parts = {name: (STATIC / name).read_bytes() for name in PARTS}
         self._ticks = 0
@@ -119,7 +117,9 @@ class _Dashboard:
         @no_connection
         async def guarded(request: web.Request) -> web.StreamResponse:
             if not await self._allowed(request):
-                raise web.HTTPNotFound(headers=HEADERS)
+                raise web.HTTPNotFound
+            if request.method != hdrs.METH_GET:
+                raise web.HTTPMethodNotAllowed(request.method, [hdrs.METH_GET])
             return await handler(request)
 
         return guarded
@@ -147,7 +147,7 @@ class _Dashboard:
 
     def _state(self) -> dict[str, Any]:
         return {
-            "worker": {"pid": os.getpid(), "started": self._started, "workers": self._workers},
+            "worker": {"pid": os.getpid(), "started": round(self.sampler.started, 3), "workers": self._workers},
             "scopes": [state_of(*each) for each in zip(self._recorders, self._seats, strict=True)],
         }
 

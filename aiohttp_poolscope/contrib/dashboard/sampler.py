@@ -119,11 +119,13 @@ class Sampler:
     """Looks at all recorders once a second, and then calls ``told`` (which must be quick)."""
 
     def __init__(self, recorders: tuple[Recorder, ...], told: Callable[[], None]) -> None:
+        self.started = 0.0
         self._recorders = recorders
         self._told = told
 
     async def running(self, _app: web.Application) -> AsyncIterator[None]:
         """For ``app.cleanup_ctx``: the task ends with the application."""
+        self.started = time.time()
         task = asyncio.get_running_loop().create_task(self._sample(), name="poolscope dashboard: sampler")
         try:
             yield
@@ -141,8 +143,9 @@ class Sampler:
                 self._told()
             except Exception:
                 logger.exception("dashboard: a sample failed")
-            # After a stall of the event loop there is one late sample, not a row of them.
-            due = max(due + INTERVAL, now)
+            due += INTERVAL
+            if due <= now:  # after a stall of the event loop there is one late sample, not a row of them
+                due = now + INTERVAL
             await asyncio.sleep(due - time.monotonic())
 
 
@@ -168,8 +171,8 @@ def _column(name: str) -> str:
 def _counted(new: PoolStats, old: PoolStats) -> dict[str, int]:
     if new.borrows < old.borrows:  # another pool's: the application was started again
         old = type(old)()
-    counts = {name: getattr(new, name) - getattr(old, name) for name in COUNTED}
-    return counts | {f"error:{fault}": new.errors.get(fault, 0) - old.errors.get(fault, 0) for fault in FAULTS}
+    counts = {name: max(0, getattr(new, name) - getattr(old, name)) for name in COUNTED}
+    return counts | {f"error:{it}": max(0, new.errors.get(it, 0) - old.errors.get(it, 0)) for it in FAULTS}
 
 
 def _rates(counts: dict[str, int], over: float) -> dict[str, float]:

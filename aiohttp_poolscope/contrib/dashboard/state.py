@@ -95,7 +95,7 @@ def _facts(recorder: Recorder, stats: PoolStats, leases: tuple[Lease, ...], now:
         stats=stats,
         recent=recorder.recent(stats),
         minute=recorder.minute(stats),
-        away=None if recorder.away_since is None else now - recorder.away_since,
+        away=None if recorder.away_since is None or stats.breaker == "closed" else now - recorder.away_since,
         leaks=() if limit is None else tuple(lease for lease in leases if lease.held > limit),
         moved=now - max(lent) if lent else 0.0,
         queue_target=scope.config.queue_target,

@@ -57,16 +57,15 @@ class Streams:
 
     def wake(self) -> None:
         """There is news."""
+        over = self.over()
         for stream in self._streams:
+            if over and stream.writing and stream.request.transport is not None:
+                stream.request.transport.abort()  # it does not read, and aiohttp would wait for it
             stream.news.set()
 
     async def end(self, _app: web.Application) -> None:
         """For ``app.on_shutdown``: from now on a stream lives only while a pool drains, which is worth watching."""
         self.ending = True
-        for stream in self._streams:
-            # It does not read, and aiohttp would wait for it.
-            if stream.writing and stream.request.transport is not None:
-                stream.request.transport.abort()
         self.wake()
 
     async def serve(self, request: web.Request, headers: dict[str, str]) -> web.StreamResponse:
