@@ -74,8 +74,8 @@ clean:
 
 # One stamp a purpose, renewed when pyproject.toml changes: `make demo` needs a third of what the tests need.
 $(VENV)/.for-demo: EXTRAS := demo,cli
-$(VENV)/.for-test: EXTRAS := test,cli,demo,prometheus,opentelemetry
-$(VENV)/.for-test-all: EXTRAS := test,cli,demo,prometheus,opentelemetry,browser
+$(VENV)/.for-test: EXTRAS := test,cli,demo,docs,prometheus,opentelemetry
+$(VENV)/.for-test-all: EXTRAS := test,cli,demo,docs,prometheus,opentelemetry,browser
 $(VENV)/.for-lint: EXTRAS := lint
 $(VENV)/.for-docs: EXTRAS := docs,cli,demo,prometheus,opentelemetry
 $(VENV)/.for-bench: EXTRAS := bench,test

@@ -33,8 +33,6 @@ copyright = f"{author}, Apache-2.0"  # noqa: A001
 version = release = aiohttp_poolscope.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
-exclude_patterns = ["_build"]
-nitpicky = False
 
 html_theme = "furo"
 html_title = "aiohttp-poolscope"
@@ -70,17 +68,7 @@ FROM_ROOT = {
 }
 """Pages that are a file of the repository's root, and the heading they begin with here."""
 
-DRAWN = {
-    "design": [
-        "![the path of a borrow](images/gate-borrow.svg)",
-        "![the states of a connection](images/gate-states.svg)",
-    ],
-    "shutdown": ["", ""],  # it has the pictures already
-}
-"""What stands in place of a page's Mermaid diagrams, in their order."""
-
 EXAMPLES = "<!-- the table is made when the site is built: docs/conf.py -->"
-MERMAID = re.compile(r"^```mermaid\n.*?^```\n", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)(?P<path>[^)#\s]+)(?P<anchor>#[^)\s]*)?(?=\))")
 CODE = re.compile(r"^(```|:::).*?^\1$", re.MULTILINE | re.DOTALL)
 
@@ -93,9 +81,7 @@ def read_page(_app: Sphinx, docname: str, source: list[str]) -> None:
         source[0] = f"{title}\n{from_root(file)}"
         home = ROOT / file
     source[0] = source[0].replace(EXAMPLES, "\n".join(examples()))
-    drawn = iter(DRAWN.get(docname, ()))
-    text = MERMAID.sub(lambda _: f"{next(drawn)}\n", source[0])
-    source[0] = outside_of_code(text, home.parent, docname)
+    source[0] = outside_of_code(source[0], home.parent, docname)
 
 
 def from_root(file: str) -> str:

@@ -140,7 +140,7 @@ async def shows(page: Page, kind: str) -> None:
 async def opened(browser: Browser, url: str, size: tuple[int, int], scheme: Any) -> Page:
     page = await browser.new_page(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
     await page.goto(f"{url}/_pool/")
-    await shows(page, "healthy")
+    await page.wait_for_selector("#link[data-link='live']")
     return page
 
 
@@ -148,47 +148,43 @@ async def story(browser: Browser, server: EmbeddedPostgres, only: set[str]) -> N
     """One service, from good days to its end."""
     service = Service(server.dsn)
     async with service.running():
-        await service.load(60 if "healthy" in only else 3, 120, 0.01)
+        usual = asyncio.create_task(service.load(600, 50, 0.01))
         wide = await opened(browser, service.url, WIDE, "light")
         dark = await opened(browser, service.url, WIDE, "dark")
         narrow = await opened(browser, service.url, NARROW, "light")
-        load = asyncio.create_task(service.load(3, 120, 0.01))
-        await asyncio.sleep(2.5)
         if "healthy" in only:
-            await take(wide, "healthy", full=True)
-            await take(dark, "healthy-dark", full=True)
-        await load
+            await asyncio.sleep(90)
+            for page, name in ((wide, "healthy"), (dark, "healthy-dark")):
+                await shows(page, "healthy")
+                await take(page, name, full=True)
         if "leak" in only:
             service.send("GET", "/export/17?seconds=16")
             service.send("POST", "/import")
-            await service.load(10, 120, 0.01)
+            await asyncio.sleep(11)
             await shows(wide, "leaked")
             await take(wide, "leak")
-            await service.load(8, 120, 0.01)
+            await asyncio.sleep(6)
         if "saturated" in only:
-            load = asyncio.create_task(service.load(24, 120, 0.45))
+            more = asyncio.create_task(service.load(24, 80, 0.6))
             await asyncio.sleep(18)
-            await shows(wide, "saturated")
-            await take(wide, "saturated")
-            await shows(narrow, "saturated")
-            await take(narrow, "saturated-narrow")
-            await load
-            await service.load(25, 100)
+            for page, name in ((wide, "saturated"), (narrow, "saturated-narrow")):
+                await shows(page, "saturated")
+                await take(page, name)
+            await more
+            await asyncio.sleep(25)
         if "away" in only:
             await asyncio.to_thread(server.stop)
-            load = asyncio.create_task(service.load(12, 60))
             await asyncio.sleep(9)
-            await shows(wide, "away")
-            await take(wide, "away")
-            await shows(dark, "away")
-            await take(dark, "away-dark")
-            await load
+            for page, name in ((wide, "away"), (dark, "away-dark")):
+                await shows(page, "away")
+                await take(page, name)
             await asyncio.to_thread(server.start)
-            await service.load(15, 100)
+            await asyncio.sleep(15)
+        usual.cancel()
+        await asyncio.wait((usual,))
         if "draining" in only:
             for seconds in (6, 7, 8):
                 service.send("GET", f"/report?seconds={seconds}")
-            await service.load(2, 100)
             await asyncio.sleep(1)
             ending = asyncio.create_task(service.runner.cleanup())
             await shows(wide, "draining")

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 from collections.abc import AsyncIterator
+from typing import Any
 
 import psycopg2
 from aiohttp import WSCloseCode, WSMsgType, web
@@ -98,9 +99,9 @@ async def say_goodbye(app: web.Application) -> None:
     await asyncio.gather(*(socket.close(code=WSCloseCode.GOING_AWAY) for socket in app[ROOM]))
 
 
-def make_app(dsn: str) -> web.Application:
+def make_app(dsn: str, **settings: Any) -> web.Application:
     app = web.Application()
-    app[SCOPE] = poolscope.setup(app, dsn)
+    app[SCOPE] = poolscope.setup(app, dsn, **settings)
     # A pool of one: no request waits for a connection that never comes back. Nothing is asked on it, so it is left to
     # the kernel to notice a network that has gone silent.
     app[LISTENER] = poolscope.PoolScope(

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 DOCS = ROOT / "docs"
 PAGES = [DOCS / name for name in ("index.md", "why.md", "gate.md", "migration.md")]
 DIAGRAMS = sorted([*DOCS.glob("images/gate-*.svg"), *DOCS.glob("images/shutdown-*.svg")])
@@ -163,8 +165,9 @@ def test_the_checks_can_fail(tmp_path: Path, spoil: str, complaint: str) -> None
     page.write_text('<p id="there"><a href="why.html#here"><a href="#there"><a href="https://example.org/">')
     assert [*wrong_links(small), *from_elsewhere(small)] == []
     page.write_text(page.read_text() + spoil)
-    [found] = {*wrong_links(small), *from_elsewhere(small)}
-    assert complaint in found
+    found = [*wrong_links(small), *from_elsewhere(small)]
+    assert found
+    assert all(complaint in each for each in found)
 
 
 def test_a_broken_reference_stops_the_build(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from .test_examples import EXAMPLES, START_LIMIT, none_left
 if TYPE_CHECKING:
     from .conftest import Database
 
+pytestmark = pytest.mark.slow
+
 
 class Gunicorn:
     """gunicorn with examples/gunicorn.conf.py, its log as far as it has been read, and its port."""

@@ -42,7 +42,7 @@ async def add(served: Served, count: int) -> None:
 
 async def test_jobs_outlive_their_requests(dsn: str, serve: Serve, example: ModuleType, database: Database) -> None:
     """Twelve jobs over one connection, of which they hold none while they send."""
-    app = example.make_app(dsn, maxsize=1)
+    app = example.make_app(dsn, maxsize=1, queue_target=None)
     async with serve(app) as served:
         await add(served, 12)
         assert False in sent(database)

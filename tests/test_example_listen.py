@@ -64,7 +64,7 @@ async def begun(database: Database, *rooms: tuple[web.Application, list[Guest]])
 
 async def test_what_one_sends_all_get(dsn: str, serve: Serve, database: Database) -> None:
     """Twenty clients of two processes, and psql: everybody gets everything in one order, over one connection each."""
-    first, second = (example.make_app(dsn) for _ in range(2))
+    first, second = (example.make_app(dsn, queue_target=None) for _ in range(2))
     async with serve(first) as one, serve(second) as two, guests(one, 10) as here, guests(two, 10) as there:
         await begun(database, (first, here), (second, there))
         everybody = [*here, *there]

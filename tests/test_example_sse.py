@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .conftest import Database, Serve, Served
 
 CLIENTS = 30
+PATIENT: dict[str, Any] = {"queue_target": None, "acquire_timeout": 2 * DEADLINE}
+"""On a slow machine so many clients would be an overload, and some of them be refused."""
 
 
 @pytest.fixture
@@ -64,7 +66,7 @@ async def add(served: Served, text: str) -> None:
 
 async def test_events_without_connections(dsn: str, serve: Serve, example: ModuleType, database: Database) -> None:
     """Thirty clients on two connections get every event in order; who came back goes on; the end is theirs as well."""
-    app = example.make_app(dsn, maxsize=2)
+    app = example.make_app(dsn, maxsize=2, **PATIENT)
     async with serve(app) as served:
         scope = app[example.SCOPE]
         readers = [Reader(served) for _ in range(CLIENTS)]
@@ -95,7 +97,7 @@ async def test_events_without_connections(dsn: str, serve: Serve, example: Modul
 async def test_nothing_is_held_between_two_looks(dsn: str, serve: Serve, example: ModuleType, monkeypatch: Any) -> None:
     """With a long pause between the looks, many open streams hold no connection; a client that left is forgotten."""
     monkeypatch.setattr(example, "INTERVAL", 60.0)
-    app = example.make_app(dsn, maxsize=1)
+    app = example.make_app(dsn, maxsize=1, **PATIENT)
     async with serve(app) as served:
         scope = app[example.SCOPE]
         readers = [Reader(served) for _ in range(CLIENTS)]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import time
 from typing import TYPE_CHECKING, Any
-
-import aiohttp
 
 from .top_view import PageView
 
@@ -21,6 +20,9 @@ AT_ONCE = 4
 all workers."""
 
 PATIENCE = 3.0
+LARGEST = 10_000_000
+"""Bytes of an answer."""
+
 FORGET_AFTER = 15.0
 """Seconds after which a worker that was not met any more is left out."""
 
@@ -62,18 +64,25 @@ class Page:
         return PageView(str(self._url.parent), [state for _, state in self._workers.values()], problem)
 
     async def _ask(self) -> dict[str, Any]:
-        timeout = aiohttp.ClientTimeout(total=PATIENCE)
+        # In a thread, which ends by itself: Ctrl-C then waits for nobody's goodbye.
         try:
-            # A session for each: one of them would keep its connection, and with it its worker.
-            async with (
-                aiohttp.ClientSession(timeout=timeout, headers=self._headers) as session,
-                session.get(self._url, allow_redirects=False) as response,
-            ):
-                return self._read(response.status, await response.read())
+            status, body = await asyncio.to_thread(self._get)
         except TimeoutError as error:
             raise PageError(f"no answer from {self._url} within {PATIENCE:g} s") from error
-        except (aiohttp.ClientError, OSError) as error:
+        except (OSError, http.client.HTTPException) as error:
             raise PageError(f"{self._url} cannot be reached: {error}") from error
+        return self._read(status, body)
+
+    def _get(self) -> tuple[int, bytes]:
+        """One request, on a connection of its own: a kept one would always lead to the same worker."""
+        kind = http.client.HTTPSConnection if self._url.scheme == "https" else http.client.HTTPConnection
+        connection = kind(self._url.host or "", self._url.port, timeout=PATIENCE)
+        try:
+            connection.request("GET", self._url.raw_path, headers=self._headers | {"Connection": "close"})
+            response = connection.getresponse()
+            return response.status, response.read(LARGEST)
+        finally:
+            connection.close()
 
     def _read(self, status: int, body: bytes) -> dict[str, Any]:
         if status == NOT_FOUND:

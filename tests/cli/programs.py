@@ -133,8 +133,7 @@ class Terminal:
         """Read what it shows until something is in it; what was read before does not count again."""
         end = time.monotonic() + limit
         while not (found := re.search(pattern, self.output)):
-            assert select.select([self._master], [], [], max(0.0, end - time.monotonic()))[0], self.output
-            said = self._read()
+            said = self._read(max(0.0, end - time.monotonic()))
             assert said, self.output
             self.output += said
         self.output = self.output[found.end() :]
@@ -144,13 +143,16 @@ class Terminal:
         """Press a key."""
         os.write(self._master, key.encode())
 
-    def end(self) -> int:
+    def end(self, limit: float = START_LIMIT) -> int:
         """Read the rest; its exit status."""
+        end = time.monotonic() + limit
         while said := self._read():
             self.output += said
+            assert time.monotonic() < end, "it does not end"
         return self.process.wait(DEADLINE)
 
-    def _read(self) -> str:
+    def _read(self, limit: float = START_LIMIT) -> str:
+        assert select.select([self._master], [], [], limit)[0], f"it is silent after:\n{self.output}"
         try:
             return os.read(self._master, 65536).decode(errors="replace")
         except OSError:  # Linux: nobody has the other side open any more

@@ -28,6 +28,8 @@ from tests.conftest import DEADLINE, Database
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[2]
 START_LIMIT = 60.0
 END_LIMIT = 30.0

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from tests.conftest import Database
 
+pytestmark = pytest.mark.slow
+
 NAIVE, BASIC = REPOSITORY / "examples" / "naive.py", REPOSITORY / "examples" / "basic.py"
 SHORT = ("--duration", "2", "--pause", "2", "--patience", "2")
 NOTE = ("--method", "POST", "--data", '{"text": "milk"}')

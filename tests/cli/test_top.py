@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg2
@@ -85,11 +86,12 @@ def serving(folder: Path, database: Database, port: int = 0) -> Iterator[Board]:
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
     try:
-        end = time.monotonic() + START_LIMIT
-        while len({name for (name,) in database.backends("application_name") if name.startswith("db@")}) < 2:
+        end, url, seen = time.monotonic() + START_LIMIT, f"http://127.0.0.1:{port}/_pool/state.json", set()
+        while len(seen) < 2:
             assert time.monotonic() < end
             assert process.poll() is None
-            time.sleep(0.02)
+            with urllib.request.urlopen(url, timeout=START_LIMIT) as answer:
+                seen.add(json.load(answer)["worker"]["pid"])
         yield Board(f"http://127.0.0.1:{port}", port, process)
     finally:
         process.terminate()
@@ -218,15 +220,16 @@ def test_a_reader_that_has_seen_enough(board: Board) -> None:
 @pytest.mark.slow
 def test_a_service_that_goes_and_comes_back(tmp_path: Path, database: Database) -> None:
     """While nobody answers the view says so and goes on; the workers of the next release are shown when they come."""
-    with serving(tmp_path, database) as first:
-        terminal = Terminal("top", first.url, "--interval", "0.05")
-        old = terminal.until(r" +(\d+) +db +serving")[1]
-    with terminal:
-        terminal.until("cannot be reached")
-        with serving(tmp_path, database, first.port):
-            assert terminal.until(rf" +(?!{old})(\d+) +db +serving")
-            terminal.key("\x03")
-            assert terminal.end() == WELL
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(serving(tmp_path, database))
+        with Terminal("top", first.url, "--interval", "0.05") as terminal:
+            old = terminal.until(r" +(\d+) +db +serving")[1]
+            stack.close()
+            terminal.until("cannot be reached")
+            with serving(tmp_path, database, first.port):
+                assert terminal.until(rf" +(?!{old})(\d+) +db +serving")
+                terminal.key("\x03")
+                assert terminal.end() == WELL
 
 
 def test_from_the_database(board: Board, database: Database, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,24 @@ from tests.server.conftest import PATIENCE, REPOSITORY, WORKERS, alive, free_por
 from .test_prometheus import Numbers, series
 
 
+def pids(numbers: Numbers) -> set[int]:
+    """Which processes have series of the pool."""
+    return {int(dict(labels)["pid"]) for name, labels in numbers if name == "poolscope_state"}
+
+
+def counters(numbers: Numbers) -> Numbers:
+    endings = ("_total", "_seconds_count", "_seconds_bucket", "_seconds_sum")
+    return {key: number for key, number in numbers.items() if key[0].endswith(endings)}
+
+
+def of(numbers: Numbers, name: str, **labels: str) -> dict[int, float]:
+    """The values of one series of the pool "db", by process."""
+    wanted = (labels | {"db_client_connection_pool_name": "db"}).items()
+    return {
+        int(dict(key)["pid"]): number for (each, key), number in numbers.items() if each == name and wanted <= set(key)
+    }
+
+
 @dataclass
 class Gunicorn:
     """Several workers that share a directory."""

@@ -135,8 +135,10 @@ async def test_a_client_that_does_not_read(dsn: str, serve: Serve, monkeypatch: 
         writer = await stuck(served)
         try:
             (owner,) = find_streams(app)
-            stream = await until(lambda: next((it for it in owner._streams if it.writing), None), deadline=4 * DEADLINE)
+            stream = await until(lambda: next(iter(owner._streams), None))
             transport = stream.request.transport
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            await until(lambda: stream.writing, deadline=4 * DEADLINE)
             size = transport.get_write_buffer_size()
             last = recorder.samples[-1]
             await until(lambda: recorder.samples[-1][0] > last[0] + 0.3)

@@ -8,6 +8,7 @@ from aiohttp_poolscope import Lease, PoolStats
 from aiohttp_poolscope.contrib.dashboard.verdict import Facts, Verdict, seconds, verdict
 
 ENDING = PoolStats(in_use=2, repairing=1)
+BUSY = PoolStats(size=10, in_use=10, maxsize=10, waiting=4, oldest_wait=0.05)
 FULL = PoolStats(size=10, in_use=10, maxsize=10, waiting=37, oldest_wait=2.1)
 CALM = PoolStats(size=10, in_use=3, idle=7, maxsize=10)
 GONE = PoolStats(maxsize=10, breaker="open")
@@ -23,7 +24,8 @@ def lease(held: float, route: str | None = "/report", task: str | None = "Task-7
     [
         (Facts(stats=CALM), "ok", "Healthy"),
         (Facts(stats=PoolStats(size=10, in_use=10, maxsize=10)), "ok", "Healthy"),
-        (Facts(stats=PoolStats(size=10, in_use=10, maxsize=10, waiting=4, oldest_wait=0.05)), "ok", "Healthy"),
+        (Facts(stats=BUSY), "ok", "Healthy"),
+        (Facts(stats=BUSY, leaks=(lease(41.2),)), "warn", "1 connection leaked: GET /report has held it for 41 s"),
         (Facts(state="starting"), "info", "Starting"),
         (Facts(state="closed"), "info", "Closed"),
         (Facts(state="draining", stats=ENDING), "info", "Draining: 3 connections to wait for"),

@@ -21,6 +21,8 @@ from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres, EmbeddedPostgre
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[2]
 OWNER = """
 import signal

@@ -18,6 +18,8 @@ from .inner_runs import PLUGIN, ROOT, SERVICE, Inner, loading
 if TYPE_CHECKING:
     from tests.conftest import Database
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ("pytester",)
 
 DATABASES = "SELECT datname FROM pg_database WHERE datname LIKE 'poolscope\\_%' AND datname NOT LIKE '%\\_test\\_%'"

@@ -17,6 +17,8 @@ from aiohttp_poolscope.contrib.testing_rollback import Rollback
 from aiohttp_poolscope.driver import Link
 from tests.conftest import Database, Serve, Served, until
 
+pytestmark = pytest.mark.slow
+
 Services = Callable[..., contextlib.AbstractAsyncContextManager[tuple[Served, poolscope.PoolScope]]]
 
 faults = Faults()

@@ -20,6 +20,8 @@ from tests.conftest import Database, Serve, until
 
 from .inner_runs import SERVICE, Inner
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ("pytester",)
 
 Running = Callable[..., contextlib.AbstractAsyncContextManager[poolscope.PoolScope]]

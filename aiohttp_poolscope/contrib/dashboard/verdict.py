@@ -135,15 +135,27 @@ def _leaked(facts: Facts) -> Verdict | None:
     count = len(facts.leaks)
     text = f"{_many(count, 'connection')} leaked: {who} has held {'it' if count == 1 else 'one'} for "
     text += seconds(first.held)
-    if facts.stats.waiting:
-        text += f", {facts.stats.waiting} waiting"
+    pressing = _pressing(facts)
+    if pressing:
+        text += f", {facts.stats.waiting:,} waiting"
     advice = "Held for longer than leak_threshold. Below is where it was borrowed: give it back there earlier, or "
     advice += "set max_lease to have it taken away."
-    return Verdict("bad" if facts.stats.waiting else "warn", "leaked", text, advice)
+    return Verdict("bad" if pressing else "warn", "leaked", text, advice)
 
 
 def _full(stats: PoolStats) -> bool:
     return stats.in_use + stats.repairing >= stats.maxsize
+
+
+def _pressing(facts: Facts) -> bool:
+    """Whether somebody waits for longer than is normal, or was refused lately and others wait."""
+    normal = NORMAL_WAIT if facts.queue_target is None else facts.queue_target
+    stats = facts.stats
+    return _full(stats) and stats.waiting > 0 and (stats.oldest_wait > normal or _refused(facts) > 0)
+
+
+def _refused(facts: Facts) -> int:
+    return sum(facts.recent.get(kind, 0) for kind in REFUSALS)
 
 
 def _stalled(facts: Facts) -> Verdict | None:
@@ -159,11 +171,9 @@ def _stalled(facts: Facts) -> Verdict | None:
 
 
 def _saturated(facts: Facts) -> Verdict | None:
-    stats = facts.stats
-    refused = sum(facts.recent.get(kind, 0) for kind in REFUSALS)
-    long = stats.oldest_wait > (NORMAL_WAIT if facts.queue_target is None else facts.queue_target)
-    if not _full(stats) or not stats.waiting or not (refused or long):
+    if not _pressing(facts):
         return None
+    stats, refused = facts.stats, _refused(facts)
     text = f"Saturated: {stats.in_use} of {stats.maxsize} in use, {stats.waiting:,} waiting, the longest for "
     text += seconds(stats.oldest_wait)
     advice = "Requests come faster than their connections return. See below which routes hold them the longest: "
@@ -174,7 +184,7 @@ def _saturated(facts: Facts) -> Verdict | None:
 
 
 def _refusing(facts: Facts) -> Verdict | None:
-    refused = sum(facts.recent.get(kind, 0) for kind in REFUSALS)
+    refused = _refused(facts)
     failed = facts.recent.get("failed", 0)
     if failed:
         return Verdict(
