@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 .DEFAULT_GOAL := help
 # Two set-ups at once would be in each other's way.
 .NOTPARALLEL:
-.PHONY: help demo test test-all lint simulate soak facts bench bench-quick docs clean
+.PHONY: help demo test test-all lint simulate soak facts bench bench-quick pictures docs clean
 
 help:
 	@echo "make demo       a small service with a PostgreSQL of its own; ARGS=... for its options, Ctrl-C ends it"
@@ -29,6 +29,7 @@ help:
 	@echo "make bench      beside aiopg by hand, asyncpg, psycopg and others, 20 minutes; needs wrk; ARGS=--help for a part"
 	@echo "make bench-quick  three minutes of it, and what has got worse since the figures on record"
 	@echo "make docs       the documentation as a site, in build/docs"
+	@echo "make pictures   the pictures of the page in docs/images, from real runs; needs Chromium"
 	@echo "make clean      delete what these have made"
 	@echo "PYTHON=python3.13 chooses another Python; use it with VENV=.venv-3.13"
 
@@ -64,6 +65,9 @@ bench: $(VENV)/.for-bench
 bench-quick: $(VENV)/.for-bench
 	@$(BIN)/python -m benchmarks --quick $(ARGS)
 
+pictures: $(VENV)/.for-pictures
+	@$(BIN)/python docs/pictures.py $(ARGS)
+
 docs: $(VENV)/.for-docs
 	@$(BIN)/python -m sphinx --fail-on-warning --keep-going -q -b html docs build/docs
 	@echo "build/docs/index.html is the first page."
@@ -77,6 +81,7 @@ $(VENV)/.for-demo: EXTRAS := demo,cli
 $(VENV)/.for-test: EXTRAS := test,cli,demo,docs,prometheus,opentelemetry
 $(VENV)/.for-test-all: EXTRAS := test,cli,demo,docs,prometheus,opentelemetry,browser
 $(VENV)/.for-lint: EXTRAS := lint
+$(VENV)/.for-pictures: EXTRAS := bench,browser,demo
 $(VENV)/.for-docs: EXTRAS := docs,cli,demo,prometheus,opentelemetry
 $(VENV)/.for-bench: EXTRAS := bench,test
 

@@ -168,6 +168,7 @@ def module(tmp_path: Path, dsn: str, monkeypatch: pytest.MonkeyPatch) -> Callabl
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("APP_DSN", dsn)
+    monkeypatch.delenv("WEB_CONCURRENCY", raising=False)
     monkeypatch.delitem(sys.modules, "served", raising=False)
     return lambda name, *options: main(["doctor", "--app", f"served:{name}", *options])
 

@@ -15,6 +15,7 @@ from aiohttp import ClientError, web
 
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope.contrib.dashboard import journal, sampler, setup_dashboard, streams
+from aiohttp_poolscope.stats import Histogram, PoolStats
 from tests.conftest import DEADLINE, until
 from tests.contrib.dashboard_app import App, find_streams, messages, recorders, state
 
@@ -244,18 +245,40 @@ async def test_a_stall_makes_no_spike(dsn: str, serve: Serve, monkeypatch: pytes
         assert served.port
 
 
-async def test_the_application_runs_again(dsn: str, serve: Serve) -> None:
-    """A scope started again, in another application, counts from zero: no rate is negative, nothing old is shown."""
+async def test_a_scope_runs_again(dsn: str, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scope of another application, ended and started again, counts from zero: nothing shown is negative or old."""
+    monkeypatch.setattr(sampler, "INTERVAL", 0.02)
     scope = poolscope.PoolScope(dsn)
-    for _ in range(2):
-        app = web.Application()
-        scope.setup(app)
-        setup_dashboard(app, scope, allow="loopback")
-        async with serve(app) as served:
-            for _ in range(3):
-                await scope.fetchval("SELECT 1")
-            async with contextlib.aclosing(messages(served)) as told:
-                samples = (await anext(told))["samples"][0] + (await anext(told))["samples"][0]
-            assert all(value is None or value >= 0 for sample in samples for value in sample)
+    setup_dashboard(admin := web.Application(), scope, allow="loopback")
+    async with serve(admin) as served:
+        for count in (9, 2):
+            scope.setup(app := web.Application())
+            async with serve(app):
+                for _ in range(count):
+                    await scope.fetchval("SELECT 1")
+                (entry,) = (await state(served))["scopes"]
+                assert (entry["state"], entry["verdict"]["kind"]) == ("serving", "healthy")
+                assert entry["rates"]["borrows"] > 0
+                assert entry["lease"]["p50"] > 0
+                async with contextlib.aclosing(messages(served)) as told:
+                    samples = (await anext(told))["samples"][0] + (await anext(told))["samples"][0]
+                assert all(value is None or value >= 0 for sample in samples for value in sample)
             (entry,) = (await state(served))["scopes"]
-            assert (entry["state"], entry["verdict"]["kind"]) == ("serving", "healthy")
+            assert (entry["state"], entry["slots"][0]["state"]) == ("closed", "empty")
+
+
+def test_counters_that_begin_again() -> None:
+    """Between two looks at different pools lies all that the newer one has; between two at one pool the difference."""
+    old, new = Histogram(), Histogram()
+    for duration in (0.2, 0.2, 0.001):
+        old.record(duration)
+    new.record(0.2)
+    assert sampler.since(new.snapshot(), old.snapshot()) == new.snapshot()
+    before = old.snapshot()
+    old.record(3.0)
+    assert sampler.since(old.snapshot(), before).count == 1
+    assert sampler.since(old.snapshot(), before).quantile(0.5) > 2.5
+    counted = sampler._counted(PoolStats(borrows=5, shed=2), PoolStats(borrows=9, shed=1))
+    assert (counted["borrows"], counted["shed"]) == (5, 2)
+    counted = sampler._counted(PoolStats(borrows=9, shed=2), PoolStats(borrows=5, shed=1))
+    assert (counted["borrows"], counted["shed"]) == (4, 1)
