@@ -49,7 +49,7 @@ async def outside_of_a_loop(scope: poolscope.PoolScope) -> None:
 
 async def shared_in_a_gather(scope: poolscope.PoolScope) -> None:
     async with scope.acquire() as db:
-        await asyncio.gather(db.fetchval("SELECT 1"), db.fetchval("SELECT 2"))
+        await asyncio.gather(db.fetchval("SELECT pg_sleep(0.1)"), db.fetchval("SELECT 2"))
 
 
 async def handed_to_a_task(scope: poolscope.PoolScope) -> None:
