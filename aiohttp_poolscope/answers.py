@@ -10,7 +10,7 @@ from aiohttp import web
 
 from .errors import PoolScopeError, ShuttingDown
 from .logs import Seldom
-from .tags import request_id, route_of
+from .tags import path_of, request_id, route_of
 
 __all__ = ("answer", "only_ours")
 
@@ -76,7 +76,7 @@ def _structured(error: PoolScopeError, request: web.Request | None) -> dict[str,
     return {
         "event": error.code,
         "method": request.method,
-        "path": request.rel_url.raw_path,
+        "path": path_of(request),
         "route": route_of(request.match_info.route),
         "request_id": request_id(request),
     }

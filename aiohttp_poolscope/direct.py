@@ -84,7 +84,7 @@ class Direct:
         db = ScopedConnection(pool, once=True)
         db.task = asyncio.current_task()
         around = current.get()
-        if around is not None:
+        if around is not None and around.client is not None:
             db.client, db.route, db.method = around.client, around.route, around.method
             db.handling = db.task is around.task  # and not a task that the handler has made
         return Acquisition(db, timeout)

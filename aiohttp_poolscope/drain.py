@@ -39,9 +39,9 @@ class Drain:
         """Refuse who has not started, and start to drain. The task is done when the pool is closed."""
         if self._task is None:
             self._pool.gate.drain()
-            self._pool.watch.tell(DrainStarted, in_use=self._pool.gate.lent)
             # Not one of the pool's own tasks: it is the one that ends them.
             self._task = asyncio.get_running_loop().create_task(self._run(), name=f"poolscope {self._pool.key}: drain")
+            self._pool.watch.tell(DrainStarted, in_use=self._pool.gate.lent)
         return self._task
 
     async def _run(self) -> None:

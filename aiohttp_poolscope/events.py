@@ -7,6 +7,7 @@ of a family. What nobody asks for costs nothing: it is not even made.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -314,4 +315,5 @@ class Events:
             try:
                 callback(event)
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - somebody else's code
-                self._complain(event, error)
+                with contextlib.suppress(Exception):  # a logging filter of the user's may raise as well
+                    self._complain(event, error)

@@ -21,6 +21,9 @@ __all__ = ("before_lending", "prepare", "run")
 
 logger = logging.getLogger("aiohttp_poolscope")
 
+LEAST = 1.0
+"""Seconds that on_acquire has at least; as long as a ping."""
+
 LONGEST_NAME = 63
 """Characters, all of them ASCII but perhaps the key's, at which PostgreSQL cuts a name."""
 
@@ -52,6 +55,9 @@ async def _comment(db: ScopedConnection) -> None:
     db._link_in_use().comment = comment_for(db.client, db.route)
 
 
+_name_session.__qualname__ = _comment.__qualname__ = "request_tag"
+
+
 async def run(pool: Pool, hook: Any, slot: Slot[Link]) -> None:
     """Run ``on_connect`` or ``on_release``, on a connection that nobody has."""
     db = ScopedConnection(pool, once=True)
@@ -79,7 +85,8 @@ async def prepare(pool: Pool, hook: Any, db: ScopedConnection, slot: Slot[Link],
     db._slot = db._link = None
     first._hold(slot)
     try:
-        async with asyncio.timeout(limit) as timer:
+        # However late it was lent: given up at once, a good connection would be closed for nothing.
+        async with asyncio.timeout(max(limit, LEAST)) as timer:
             await _call(hook, first, slot.link)
     except BaseException as error:
         slot.expires = float("-inf")

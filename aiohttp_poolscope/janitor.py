@@ -13,6 +13,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from .errors import QueryTimeout
+from .gate import SlotState
 from .targets import SEEK_EVERY
 
 if TYPE_CHECKING:
@@ -125,6 +126,8 @@ class Janitor:
 
     def _look_at_idle(self, slot: Slot[Link], now: float) -> None:
         pool, config = self._pool, self._pool.config
+        if slot.state is not SlotState.IDLE:  # somebody who was told of another's end has taken or closed it
+            return
         spare = len(pool.gate.slots) > config.minsize
         if slot.link.closed:
             pool.bury(slot)

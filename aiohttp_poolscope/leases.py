@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .stats import Lease
-from .tags import request_id, route_of
+from .tags import path_of, request_id, route_of
 
 if TYPE_CHECKING:
     from .connection import ScopedConnection
@@ -18,7 +18,7 @@ def whose(db: ScopedConnection) -> dict[str, str | None]:
     request = db.client
     return {
         "method": db.method,
-        "path": None if request is None else request.rel_url.raw_path,  # decoded, it could break a log line
+        "path": None if request is None else path_of(request),
         "route": route_of(db.route),
         "request_id": None if request is None else request_id(request),
     }

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 from . import hooks
-from .driver import DatabaseError
+from .driver import DatabaseError, without_values
 from .errors import DatabaseUnavailable, PoolScopeError
 from .events import BreakerClosed, BreakerOpened, ConnectFailed, Opened
 from .gate import Slot
@@ -102,12 +102,13 @@ class Opener:
         pool.opened += 1
         self.problem = ""
         slot.link.watch, slot.link.slow_after = pool.watch, pool.config.slow_threshold
-        pool.watch.tell(Opened, duration=now - begun)
-        if pool.breaker.succeeded():
-            pool.watch.tell(BreakerClosed, duration=now - self._broken_since)
+        recovered = pool.breaker.succeeded()
         slot.expires = pool.lifetime_end(begun)
         pool.gate.opened(slot, now)
         self._attempt_ended()
+        pool.watch.tell(Opened, duration=now - begun)
+        if recovered:
+            pool.watch.tell(BreakerClosed, duration=now - self._broken_since)
 
     def _attempt_ended(self) -> None:
         self._asked = False
@@ -122,11 +123,12 @@ class Opener:
         except DatabaseUnavailable:
             raise
         except (DatabaseError, PoolScopeError, TimeoutError) as error:
-            raise DatabaseUnavailable(f"on_connect failed: {str(error) or f'not done within {limit:g} s'}") from error
+            said = f"not done within {limit:g} s" if isinstance(error, TimeoutError) else without_values(error)
+            raise DatabaseUnavailable(f"on_connect failed: {said}") from error
 
     def _failed(self, error: Exception) -> None:
         pool = self._pool
-        self.problem = str(error) or repr(error)
+        self.problem = " ".join(str(error).split()) or type(error).__name__
         pool.connect_failed += 1
         opens, attempt = pool.breaker.failed(), pool.breaker.failures
         pool.watch.tell(ConnectFailed, cause=self.problem, attempt=attempt, error=error)

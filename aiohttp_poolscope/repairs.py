@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from . import hooks
-from .driver import IDLE, DatabaseError
+from .driver import IDLE, DatabaseError, without_values
 from .errors import ConnectionReleased, PoolScopeError
 from .gate import SlotState
 
@@ -99,7 +99,7 @@ class Repairs:
                 await work
             done = True
         except (DatabaseError, PoolScopeError, TimeoutError) as error:
-            said = str(error) or f"no answer within {limit:g} s"
+            said = f"no answer within {limit:g} s" if isinstance(error, TimeoutError) else without_values(error)
         finally:
             now = time.monotonic()
             took.record(now - begun)

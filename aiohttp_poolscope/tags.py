@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from aiohttp import web
 
-__all__ = ("comment_for", "request_id", "route_of")
+__all__ = ("comment_for", "path_of", "request_id", "route_of")
 
 VALID_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 """What is taken for a request id: visible ASCII only, so that it can break no log line, and not a whole header."""
@@ -32,6 +32,12 @@ def request_id(request: web.Request) -> str:
         # It has to be different, not hard to guess.
         made = request[_MADE] = f"{random.getrandbits(64):016x}"
     return made
+
+
+def path_of(request: web.Request) -> str:
+    """The path as the client sent it, in ASCII: decoded, it could break a log line."""
+    # aiohttp's parser in Python lets through what the one in C does not.
+    return request.rel_url.raw_path.encode("ascii", "backslashreplace").decode()
 
 
 def route_of(route: Any) -> str | None:

@@ -11,7 +11,6 @@ from .driver import sqlstate
 from .errors import ClientGone, DatabaseUnavailable, PoolExhausted, PoolScopeError, QueueFull, ShuttingDown
 from .gate import Outcome
 from .leases import describe, whose
-from .session import QUOTED
 from .tags import request_id
 
 if TYPE_CHECKING:
@@ -25,8 +24,20 @@ __all__ = ("Watch", "shown")
 LONGEST: Final = 2000
 """Characters of a statement that are shown."""
 
-HIDDEN: Final = re.compile(rf"{QUOTED.pattern} | (?<![\w$%.])\d+(?:\.\d+)?+(?!\w)", QUOTED.flags)
-"""Literals, quoted names, comments; and numbers."""
+HIDDEN: Final = re.compile(
+    r"""
+      '(?:[^'\\]|'')*+'(?!\s*')          # a literal without any backslash
+    | '.*                                # one that may end anywhere: all that follows it
+    | "(?:[^"]|"")*+"
+    | (?<![\w$])\$(?P<tag>(?:[^\W\d]\w*+)?+)\$.*?(?:\$(?P=tag)\$|\Z)
+    | --[^\n]*+
+    | /\*(?:[^*/]|\*(?!/)|/(?!\*))*+\*/    # a comment without another one in it
+    | /\*.*
+    | (?<![\w$])(?:\d|\.\d)(?:[\w.]|(?<=[eE])[+-](?=\d))*+
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+"""Literals, quoted names, comments and numbers. Where PostgreSQL may see the end elsewhere, the rest is hidden."""
 
 UNSERVED: Final[dict[Outcome, type[ev.Unserved]]] = {
     Outcome.TIMED_OUT: ev.TimedOut,

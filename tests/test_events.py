@@ -249,3 +249,81 @@ async def test_callbacks_outlive_a_restart(dsn: str, told: list[ev.Event]) -> No
         async with contextlib.asynccontextmanager(scope.cleanup_ctx)(web.Application()):
             pass
     assert len(told) == 2
+
+
+async def test_a_filter_of_the_log_that_raises(make_scope: Any, caplog: Any) -> None:
+    """Not even that, in the words about a callback that raised, costs a connection."""
+
+    class Raising(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            raise LookupError(record.name)
+
+    def fail(_event: ev.Event) -> None:
+        raise RuntimeError
+
+    async with make_scope(maxsize=1) as scope:
+        scope.on_event(fail)
+        caplog.handler.addFilter(found := Raising())
+        try:
+            for _ in range(3):
+                assert await scope.fetchval("SELECT 1") == 1
+            scope.expire()
+            await until(lambda: scope.stats().idle == 1, "the refill")
+            assert await scope.fetchval("SELECT 1") == 1
+        finally:
+            caplog.handler.removeFilter(found)
+        assert (scope.stats().in_use, scope.stats().opening) == (0, 0)
+
+
+async def test_a_callback_may_begin_the_drain(make_scope: Any, told: list[ev.Event]) -> None:
+    """Of its own scope as well, and as often as it likes: there is one drain, and it is under way by then."""
+    states = []
+    async with make_scope() as scope:
+        scope.on_event(told.append, ev.DrainStarted, ev.DrainFinished)
+        scope.on_event(lambda event: (states.append(scope.state), scope.begin_drain()), ev.DrainStarted)
+        scope.begin_drain()
+    assert kinds(told) == ["drain_started", "drain_finished"]
+    assert states == ["draining"]
+
+
+async def test_a_callback_may_expire(make_scope: Any, told: list[ev.Event]) -> None:
+    """What it closes while the pool goes through its idle connections is closed once, and not counted as dead."""
+    async with make_scope(minsize=0, maxsize=4, idle_timeout=0.05) as scope:
+        scope.on_event(told.append, ev.Closed)
+        scope.on_event(lambda event: scope.expire(), ev.Closed)
+        await asyncio.gather(*(scope.fetchval("SELECT pg_sleep(0.05)") for _ in range(4)))
+        await until(lambda: not scope.stats().size, "the end of all")
+        assert (scope.stats().dead, scope.stats().closed, len(told)) == (0, 4, 4)
+
+
+async def test_no_value_in_why_a_connection_was_closed(
+    make_scope: Any, told: list[ev.Event], database: Database, caplog: Any
+) -> None:
+    """What a hook's statement said may hold values: only its class and SQLSTATE are told."""
+    caplog.set_level(logging.DEBUG)
+    database.sql("CREATE TABLE seen (email text UNIQUE)")
+    database.sql("INSERT INTO seen VALUES ('secret@example.org')")
+
+    async def remember(db: poolscope.ScopedConnection) -> None:
+        await db.execute("INSERT INTO seen VALUES ('secret@example.org')")
+
+    async with make_scope(on_release=remember) as scope:
+        scope.on_event(told.append)
+        await scope.fetchval("SELECT 1")
+        await until(lambda: scope.stats().closed, "the end of the connection")
+    (closed,) = [event for event in told if isinstance(event, ev.Closed) and event.reason == "failed"]
+    assert closed.cause == "UniqueViolation (23505)"
+    assert "secret" not in repr(told) + caplog.text
+
+
+async def test_a_borrow_without_patience_is_prepared(make_scope: Any) -> None:
+    """acquire(timeout=0) of an idle connection gives on_acquire its time, and closes nothing."""
+
+    async def prepare(db: poolscope.ScopedConnection) -> None:
+        await db.execute("SELECT pg_sleep(0.02)")
+
+    async with make_scope(on_acquire=prepare) as scope:
+        for _ in range(3):
+            async with scope.acquire(timeout=0) as db:
+                assert await db.fetchval("SELECT 1") == 1
+        assert (scope.stats().opened, scope.stats().closed) == (1, 0)

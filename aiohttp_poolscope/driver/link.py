@@ -23,7 +23,17 @@ if TYPE_CHECKING:
 
     from ..targets import Target
 
-__all__ = ("FAILED", "IDLE", "IN_TRANSACTION", "DatabaseError", "Link", "cancelled_by_server", "in_words", "sqlstate")
+__all__ = (
+    "FAILED",
+    "IDLE",
+    "IN_TRANSACTION",
+    "DatabaseError",
+    "Link",
+    "cancelled_by_server",
+    "in_words",
+    "sqlstate",
+    "without_values",
+)
 
 IDLE: Final[int] = psycopg2.extensions.TRANSACTION_STATUS_IDLE
 IN_TRANSACTION: Final[int] = psycopg2.extensions.TRANSACTION_STATUS_INTRANS
@@ -411,6 +421,12 @@ class Link:
             self.raw.close()
         else:
             aio.close()
+
+
+def without_values(error: BaseException) -> str:
+    """What an error says, on one line; of a statement's only its class and SQLSTATE: its words may have values."""
+    code = sqlstate(error)
+    return in_words(error) if code is None else f"{type(error).__name__} ({code})"
 
 
 def in_words(error: BaseException) -> str:

@@ -50,8 +50,8 @@ async def _from_here(request: web.Request) -> bool:
     """A peer on this machine, that speaks for itself, and knows us by a name of this machine.
 
     The last one is against DNS rebinding: a page from elsewhere, whose name leads to 127.0.0.1 by now, runs in a
-    browser here, but its requests name its own host. nginx speaks HTTP/1.0 to a server unless it is told otherwise,
-    and then sends neither who asks nor which name was asked for: nobody else speaks it any more.
+    browser here, but its requests name its own host. HTTP/1.0 is what older versions of nginx speak to a server, and
+    then they send neither who asks nor which name was asked for. Newer ones cannot be told from a person here.
     """
     # Not request.remote: other middlewares may have set it, to what a header says.
     peer = request.transport.get_extra_info("peername") if request.transport is not None else None
