@@ -54,8 +54,8 @@ def overdrawn(limits: Limits, *, processes: int, maxsize: int, budget: float) ->
         f"role limit {_limit(limits.role)}, database limit {_limit(limits.database)}"
     )
     return (
-        f"{processes} processes with maxsize {maxsize} may open {wanted} connections, and the server has "
-        f"{limits.available} to give ({numbers}); {budget:.0%} of that is {allowed}. "
+        f"{processes} {'process' if processes == 1 else 'processes'} with maxsize {maxsize} may open {wanted} "
+        f"connections, and the server has {limits.available} to give ({numbers}); {budget:.0%} of that is {allowed}. "
         f"Set maxsize to {max(1, allowed // processes)} or less, run fewer processes, or put PgBouncer in between"
     )
 

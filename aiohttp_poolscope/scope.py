@@ -149,6 +149,8 @@ class PoolScope(Direct):
         """Warn of what would be a riddle later."""
         if app.middlewares.count(self.middleware) > 1:
             said = "stands in app.middlewares more than once: scope.setup(app) has added it already"
+        elif self._has_namesake(app):
+            said = "stands beside that of another scope of this key, and hides its connection: give one another key"
         elif self.config.skip is None and not self._is_replica and not self._has_middleware(app):
             said = (
                 f"is in no application, so request[{self.config.key!r}] will not exist: scope.setup(app) adds it, or "
@@ -157,6 +159,10 @@ class PoolScope(Direct):
         else:
             return
         logger.warning("pool %r: the middleware %s", self.config.key, said, extra={"pool": self.config.key})
+
+    def _has_namesake(self, app: web.Application) -> bool:
+        owners = [getattr(middleware, "__self__", None) for middleware in app.middlewares]
+        return any(isinstance(it, PoolScope) and it is not self and it.key == self.key for it in owners)
 
     def _has_middleware(self, app: web.Application) -> bool:
         return self.middleware in app.middlewares or any(map(self._has_middleware, app._subapps))

@@ -145,6 +145,16 @@ async def test_the_middleware_is_there_twice(dsn: str, serve: Serve, caplog: Any
     assert "more than once: scope.setup(app) has added it already" in warnings(caplog)[0]
 
 
+async def test_two_scopes_of_one_key(dsn: str, serve: Serve, caplog: Any) -> None:
+    """One would hide the other, and each request hold two connections: the start says so."""
+    app = web.Application()
+    poolscope.setup(app, dsn)
+    poolscope.setup(app, dsn)
+    async with serve(app):
+        assert len(warnings(caplog)) == 2
+    assert "give one another key" in warnings(caplog)[0]
+
+
 async def test_the_context_is_missing(dsn: str, serve: Serve, caplog: Any) -> None:
     """A middleware without its context is a 500, and the log says what is to be added."""
     app = web.Application(middlewares=[poolscope.PoolScope(dsn).middleware])

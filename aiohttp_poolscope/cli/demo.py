@@ -144,7 +144,8 @@ def _guide(url: str) -> list[str]:
         "  - Try it with a /transfer, or a thousand. /healthz answers at once, before and after.",
         "  - A websocket on /ws answers account ids with balances, and holds no connection in between.",
         "",
-        "`make demo ARGS=--once` does all of this by itself, thousands of times, and checks what is left.",
+        "`aiohttp-poolscope demo --once` (or `make demo ARGS=--once`) does all of this by itself, thousands of times,",
+        "and checks what is left.",
     ]
 
 

@@ -64,8 +64,9 @@ class PageView:
         for pid, scope in scopes:
             verdict = scope["verdict"]
             if verdict["level"] != "ok":
-                said = f"{verdict['level']}: {scope['key']} of {pid}: {verdict['text']} {verdict.get('advice') or ''}"
-                yield said.rstrip()
+                said = f"{verdict['level']}: {scope['key']} of {pid}: {verdict['text'].rstrip('.')}."
+                yield f"{said} {verdict['advice']}" if verdict.get("advice") else said
+                yield ""
         yield from _holders(scopes)
 
     def as_dict(self) -> dict[str, Any]:

@@ -431,4 +431,5 @@ def without_values(error: BaseException) -> str:
 
 def in_words(error: BaseException) -> str:
     """What a driver's error says, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    lines = (" ".join(line.split()) for line in str(error).splitlines())
+    return "; ".join(line for line in lines if line) or type(error).__name__
