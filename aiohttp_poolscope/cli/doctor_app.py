@@ -183,10 +183,14 @@ def _ending(
         yield Finding("ok", "shutdown", f"{sum_of_it}, less than graceful_timeout {graceful_timeout:g} s")
     else:
         fits = max(0.0, (graceful_timeout - grace - 1) / 2 - 0.5)
+        # An application alone does not tell how it is run: aiohttp's default is only a guess.
+        known = shutdown_timeout is not None or found.shutdown_timeout is not None
         yield Finding(
-            "warning", "shutdown", f"{sum_of_it}, not less than graceful_timeout {graceful_timeout:g} s",
+            "warning" if known else "info", "shutdown",
+            f"{sum_of_it}, not less than graceful_timeout {graceful_timeout:g} s",
             "2 * shutdown_timeout + drain_grace + 1 must be: else SIGKILL comes first, and nothing is closed",
-            f"shutdown_timeout={fits:g} for run_app or gunicorn's AppRunner, or --graceful-timeout {takes + 1:g}",
+            f"shutdown_timeout={fits:g} for run_app or gunicorn's AppRunner (and --shutdown-timeout {fits:g} here), "
+            f"or --graceful-timeout {takes + 1:g}",
         )  # fmt: skip
     latest = max(scope.config.drain_timeout for scope in scopes) + 3
     if latest >= graceful_timeout:
