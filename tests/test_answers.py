@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,8 @@ def application(dsn: str, handler: Any, **settings: Any) -> tuple[web.Applicatio
 async def problem(served: Served, scope: poolscope.PoolScope, path: str = "/") -> tuple[int, str]:
     """Status and code of an answer that must be one of ours, with everything that is promised of all of them."""
     async with served.client.get(served.url / path.lstrip("/")) as response:
-        text, headers = await response.text(), response.headers
+        text, headers = await response.text(), response.headers.copy()
+    assert re.fullmatch("[0-9a-f]{16}", headers.popone("X-Request-ID"))  # any digits, also those of a port
     assert response.content_type == "application/problem+json", text
     body = json.loads(text)
     assert body.keys() == {"type", "title", "status", "code"}

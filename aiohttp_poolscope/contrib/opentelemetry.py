@@ -118,7 +118,8 @@ class _Source:
         self.attributes = {POOL_NAME: scope.config.key}
         # What former runs have counted, and whether the current one is among them. Replaced, never changed.
         self._past = (dict.fromkeys(COUNTED, 0), False)
-        scope.on_event(self._drain, events.DrainStarted, events.DrainFinished)
+        # A run has begun when it opens its first connection, and not later than with its drain.
+        scope.on_event(self._turn, events.Opened, events.DrainStarted, events.DrainFinished)
 
     @property
     def gone(self) -> bool:
@@ -146,7 +147,7 @@ class _Source:
             return past
         return {name: past[name] + getattr(stats, name) for name in COUNTED}
 
-    def _drain(self, event: events.Event) -> None:
+    def _turn(self, event: events.Event) -> None:
         scope = self._scope()
         if scope is not None:
             past, _ = self._past
