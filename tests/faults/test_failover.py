@@ -50,9 +50,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def first_write(run: Run, after: float) -> float:
-    """When the first write was answered 200 after a moment at which none could be."""
+    """When the first write was answered 200 that was asked for after a moment at which none could be served."""
     await run.success_after(after, "/write")
-    return min(one.end for one in run.results if (one.path, one.status) == ("/write", 200) and one.end > after)
+    return min(one.end for one in run.results if (one.path, one.status) == ("/write", 200) and one.at > after)
 
 
 async def led_away(running: Running) -> float:
