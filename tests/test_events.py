@@ -327,3 +327,28 @@ async def test_a_borrow_without_patience_is_prepared(make_scope: Any) -> None:
             async with scope.acquire(timeout=0) as db:
                 assert await db.fetchval("SELECT 1") == 1
         assert (scope.stats().opened, scope.stats().closed) == (1, 0)
+
+
+async def test_a_task_that_outlives_its_request(dsn: str, serve: Serve, told: list[ev.Event]) -> None:
+    """What it borrows afterwards is for no request: all four fields are None, not some of them."""
+    app = web.Application()
+    scope = poolscope.setup(app, dsn)
+    over, tasks = asyncio.Event(), []
+
+    async def later() -> None:
+        await over.wait()
+        await scope.fetchval("SELECT 1")
+
+    async def handler(request: web.Request) -> web.Response:
+        tasks.append(asyncio.create_task(later()))
+        return web.Response()
+
+    app.router.add_get("/", handler)
+    async with serve(app) as served:
+        assert await served.status() == 200
+        scope.on_event(told.append, ev.Acquired)
+        over.set()
+        await tasks[0]
+    (event,) = told
+    assert isinstance(event, ev.Acquired)
+    assert (event.method, event.path, event.route, event.request_id) == (None, None, None, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,7 +11,7 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
 import aiohttp_poolscope as poolscope
-from aiohttp_poolscope.tags import comment_for
+from aiohttp_poolscope.tags import comment_for, path_of
 
 if TYPE_CHECKING:
     from .conftest import Database, Serve
@@ -132,3 +133,25 @@ async def test_the_users_own_hook_comes_after_the_tag(dsn: str, serve: Serve) ->
 def test_nothing_outside_of_requests() -> None:
     """No request, no comment."""
     assert comment_for(None, None) == ""
+
+
+async def test_a_ping_is_nobodys(dsn: str, serve: Serve, database: Database) -> None:
+    """What the pool itself asks does not bear the comment of the request before."""
+    app = web.Application()
+    scope = poolscope.setup(app, dsn, request_tag="comment")
+
+    async def handler(request: web.Request) -> web.Response:
+        return web.json_response(await request["db"].fetchval("SELECT 2"))
+
+    app.router.add_get("/", handler)
+    async with serve(app) as served:
+        assert await served.get() == (200, "2")
+        assert "request_id" in database.backends("query")[0][0]
+        assert await scope._pool.repairs.probe()  # type: ignore[union-attr]
+        assert database.backends("query") == [("SELECT 1",)]
+
+
+def test_a_path_that_no_parser_in_c_lets_through() -> None:
+    """aiohttp's parser in Python does: it is shown in ASCII, and breaks no line."""
+    request: Any = SimpleNamespace(rel_url=SimpleNamespace(raw_path="/a\u2028b\udcff"))
+    assert path_of(request) == r"/a\u2028b\udcff"
