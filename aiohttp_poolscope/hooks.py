@@ -24,9 +24,6 @@ logger = logging.getLogger("aiohttp_poolscope")
 LEAST = 1.0
 """Seconds that on_acquire has at least; as long as a ping."""
 
-LONGEST_NAME = 63
-"""Characters, all of them ASCII but perhaps the key's, at which PostgreSQL cuts a name."""
-
 
 def before_lending(config: PoolConfig) -> Hook:
     """What is awaited with a connection before it is lent: ``on_acquire``, after the tag of ``request_tag``."""
@@ -47,8 +44,8 @@ async def _name_session(db: ScopedConnection) -> None:
     if db.client is None:
         await db.execute("RESET application_name")
     else:
-        name = f"{db._pool.key}:{request_id(db.client)}"
-        await db.execute("SET application_name = %s", (name[:LONGEST_NAME],))
+        # PostgreSQL cuts it at 63 bytes.
+        await db.execute("SET application_name = %s", (f"{db._pool.key}:{request_id(db.client)}",))
 
 
 async def _comment(db: ScopedConnection) -> None:

@@ -64,6 +64,8 @@ async def activity(dsn: str, serve: Serve, database: Database, tag: str, **heade
 
 async def test_as_application_name(dsn: str, serve: Serve, database: Database) -> None:
     """With request_tag="application_name" pg_stat_activity names pool and request; outside of requests, the pool."""
+    name, _ = await activity(dsn, serve, database, "application_name", **{"X-Request-ID": "x" * 128})
+    assert name == "db:" + "x" * 60
     name, query = await activity(dsn, serve, database, "application_name", **{"X-Request-ID": "it's-7"})
     assert name == "db:it's-7"
     assert "/*" not in query

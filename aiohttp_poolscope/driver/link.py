@@ -306,12 +306,8 @@ class Link:
             if self._overdue is not None:
                 self._overdue.cancel()
                 self._overdue = None
-            if self.slow_after is not None and (took := time.monotonic() - begun) >= self.slow_after:
-                self._slow(sql, took)
-
-    def _slow(self, sql: object, duration: float) -> None:
-        if self.watch is not None:
-            self.watch.slow(self, sql, duration)
+            if self.slow_after is not None and (took := time.monotonic() - begun) >= self.slow_after and self.watch:
+                self.watch.slow(self, sql, took)
 
     def overdue(self, limit: float) -> None:
         """The statement in flight has had its ``limit`` seconds: cancel it on the server, or else close."""
