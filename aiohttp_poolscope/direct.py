@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from .events import Event, Events
     from .pool import Pool
     from .statements import Isolation, Transaction
+    from .stats import Duration
 
-__all__ = ("Direct", "State", "current")
+__all__ = ("Direct", "State", "current", "is_plain")
 
 T = TypeVar("T")
 C = TypeVar("C", bound="Callable[[Event], object]")
@@ -38,6 +39,12 @@ LONGEST_PAUSE = 1.0
 
 current: contextvars.ContextVar[ScopedConnection | None] = contextvars.ContextVar("poolscope_current", default=None)
 """The connection of the request that is being handled: a lease taken beside it is for the same request."""
+
+
+def is_plain(callback: object) -> bool:
+    """Whether it can be called, and is not async."""
+    called = getattr(callback, "__call__", None)  # noqa: B004  an object may be called, and be async in that
+    return called is not None and not any(map(inspect.iscoroutinefunction, (callback, called)))
 
 
 class Direct:
@@ -62,11 +69,21 @@ class Direct:
         lives as long as the scope. Also a decorator: ``@scope.on_event``. Raises ConfigError when it is async, or a
         kind is none.
         """
-        called = getattr(callback, "__call__", None)  # noqa: B004  an object may be called, and be async in that
-        if called is None or any(map(inspect.iscoroutinefunction, (callback, called))):
+        if not is_plain(callback):
             raise ConfigError(f"on_event({callback!r}): must be a plain function of one argument, the event")
         self._events.listen(callback, *kinds)
         return callback
+
+    def on_duration(self, callback: Callable[[float], object], of: Duration) -> None:
+        """Call ``callback(seconds)`` for each ``"wait"``, ``"lease"``, ``"connect"``, ``"ping"`` or ``"reset"``.
+
+        For whoever keeps histograms of their own: no event is made for it. They are the durations of the histograms in
+        ``stats()``: the wait of each borrow that was served, 0.0 if it found an idle connection; each lease; and so on.
+        Otherwise as ``on_event``. Raises ConfigError when ``callback`` is async, or ``of`` is none of these.
+        """
+        if not is_plain(callback):
+            raise ConfigError(f"on_duration({callback!r}): must be a plain function of one argument, the seconds")
+        self._events.measure(callback, of)
 
     def expire(self) -> None:
         """Replace every connection as it comes back: after a change of passwords, roles or the primary."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar, get_args
 
 from .errors import ConfigError
+from .stats import Duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from .stats import Lease
 
     Callback = Callable[["Event"], object]
+
+T = TypeVar("T")
 
 __all__ = (
     "KINDS",
@@ -292,12 +295,16 @@ KINDS: tuple[type[Event], ...] = (
 
 
 class Events:
-    """Who listens to what. ``heard`` has an entry for each kind that somebody asked for, and only for these."""
+    """Who listens to what. ``heard`` has an entry for each kind that somebody asked for, and only for these.
 
-    __slots__ = ("_complain", "heard")
+    ``durations`` has those who want no event, but a number of seconds.
+    """
 
-    def __init__(self, complain: Callable[[Event, BaseException], None]) -> None:
+    __slots__ = ("_complain", "durations", "heard")
+
+    def __init__(self, complain: Callable[[str, BaseException], None]) -> None:
         self.heard: dict[type[Event], tuple[Callback, ...]] = {}
+        self.durations: dict[Duration, list[Callable[[float], None]]] = {of: [] for of in get_args(Duration)}
         self._complain = complain
 
     def listen(self, callback: Callback, *kinds: type[Event]) -> None:
@@ -309,11 +316,21 @@ class Events:
             if not kinds or issubclass(kind, kinds):
                 self.heard[kind] = (*self.heard.get(kind, ()), callback)
 
+    def measure(self, callback: Callable[[float], object], of: Duration) -> None:
+        """Call ``callback(seconds)`` for each duration of this kind."""
+        if of not in self.durations:
+            raise ConfigError(f"on_duration(..., {of!r}): must be one of {', '.join(map(repr, self.durations))}")
+        self.durations[of].append(lambda seconds: self._call(callback, seconds, of))
+
     def tell(self, event: Event) -> None:
-        """Call who listens, one after the other. What they raise is no trouble of the request's."""
+        """Call who listens, one after the other."""
         for callback in self.heard.get(type(event), ()):
-            try:
-                callback(event)
-            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - somebody else's code
-                with contextlib.suppress(Exception):  # a logging filter of the user's may raise as well
-                    self._complain(event, error)
+            self._call(callback, event, event.kind)
+
+    def _call(self, callback: Callable[[T], object], told: T, kind: str) -> None:
+        """What a callback raises is no trouble of the request's."""
+        try:
+            callback(told)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - somebody else's code
+            with contextlib.suppress(Exception):  # a logging filter of the user's may raise as well
+                self._complain(kind, error)

@@ -60,11 +60,11 @@ def structured(event: Event) -> dict[str, Any]:
     return found
 
 
-def complain(event: Event, error: BaseException) -> None:
+def complain(pool: str, kind: str, error: BaseException) -> None:
     """A callback has raised."""
-    more = _seldom.suffix((event.pool, "callback"))
+    more = _seldom.suffix((pool, "callback"))
     if more is not None:
-        logger.error("pool %r: a callback for events failed at %r%s", event.pool, event.kind, more, exc_info=error)
+        logger.error("pool %r: a callback for events failed at %r%s", pool, kind, more, exc_info=error)
 
 
 def write(event: Event) -> None:

@@ -88,6 +88,7 @@ class Opener:
         slot: Slot[Link] | None = None
         try:
             slot = Slot(await pool.driver.open())
+            slot.link.watch, slot.link.slow_after = pool.watch, pool.config.slow_threshold
             if pool.config.on_connect is not None:
                 await self._run_connect_hook(slot)
             if pool.gate.closed:  # the user's code swallowed its cancellation: nobody would close this connection
@@ -101,7 +102,6 @@ class Opener:
         pool.connect.record(now - begun)
         pool.opened += 1
         self.problem = ""
-        slot.link.watch, slot.link.slow_after = pool.watch, pool.config.slow_threshold
         recovered = pool.breaker.succeeded()
         slot.expires = pool.lifetime_end(begun)
         pool.gate.opened(slot, now)

@@ -105,11 +105,11 @@ class Pool:
         self.repairs = Repairs(self)
         self.janitor = Janitor(self)
         self.drain = Drain(self)
-        self.wait = Histogram()
-        self.lease = Histogram()
-        self.connect = Histogram()
-        self.ping = Histogram()
-        self.reset = Histogram()
+        self.wait = Histogram(events.durations["wait"])
+        self.lease = Histogram(events.durations["lease"])
+        self.connect = Histogram(events.durations["connect"])
+        self.ping = Histogram(events.durations["ping"])
+        self.reset = Histogram(events.durations["reset"])
         self.connect_failed = self.opened = self.closed = self.dead = self.repaired = self.abandoned = self.leaked = 0
         self.attached = 0
         # Whose connections its borrowers get while its own database is away.
@@ -209,27 +209,27 @@ class Pool:
     async def borrow(self, db: ScopedConnection, timeout: float | None = None) -> None:
         """Lend a connection to ``db``, waiting for it if need be; or one of the errors of ``Watch.unserved``."""
         hook = self.on_acquire
-        limit = self.config.acquire_timeout if timeout is None else timeout
-        end = time.monotonic() + limit
+        begun = time.monotonic()
+        end = begun + (self.config.acquire_timeout if timeout is None else timeout)
         if not self.lend(db):
             if not db.running:
                 self.gate.make_room()
-            await self._queue(db, limit)
+            await self._queue(db, begun, end)
         if hook is not None and db._slot is not None:
             await hooks.prepare(self, hook, db, db._slot, end - time.monotonic())
 
-    async def _queue(self, db: ScopedConnection, timeout: float) -> None:
+    async def _queue(self, db: ScopedConnection, begun: float, end: float) -> None:
         gate = self.gate
-        begun = time.monotonic()
-        place = Place(self._loop.create_future(), db, begun + timeout)
-        gate.join(place, begun)
+        joined = time.monotonic()
+        place = Place(self._loop.create_future(), db, end)
+        gate.join(place, joined)
         if place.outcome is None and self.unreachable:
-            gate.withdraw(place, Outcome.FAILED, begun)
+            gate.withdraw(place, Outcome.FAILED, joined)
         if place.outcome is None:
             self.attend()
             self.janitor.hurry()
-            if timeout < SOON:
-                self._set_timer(place, begun)
+            if end - joined < SOON:
+                self._set_timer(place, joined)
             try:
                 await place.future
             except asyncio.CancelledError:
@@ -245,14 +245,14 @@ class Pool:
         if place.outcome is not Outcome.LENT:
             raise self.watch.unserved(db, place.outcome, now - begun)
         slot = gate.take(place)
-        self.wait.record(now - begun)
         if slot.link.closed:  # it died between the hand-over and now
             if slot in gate.slots:
                 gate.undo(slot)
             self.bury(slot)
-            await self._queue(db, max(0.0, timeout - (now - begun)))
+            await self._queue(db, begun, end)
             return
         db._hold(slot)
+        self.wait.record(now - begun)
         self.watch.lent(db, now - begun, queued=True)
 
     def set_timers(self, now: float) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import hdrs, web
@@ -12,7 +12,7 @@ from aiohttp import hdrs, web
 from .answers import answer, only_ours
 from .config import PoolConfig
 from .connection import ScopedConnection
-from .direct import Direct, State, current
+from .direct import Direct, State, current, is_plain
 from .driver import DatabaseError, cancelled_by_server, sqlstate
 from .errors import ClientGone, ConfigError, DatabaseUnavailable, PoolScopeError, QueryTimeout
 from .events import Events
@@ -74,7 +74,7 @@ class PoolScope(Direct):
 
     def _set_config(self, config: PoolConfig) -> None:
         self.config = config
-        self._events = Events(complain)
+        self._events = Events(partial(complain, config.key))
         self._events.listen(write, *LOGGED)
         self.key = ScopeKey(config.key)
         self._pool: Pool | None = None
@@ -113,8 +113,7 @@ class PoolScope(Direct):
         """
         if not isinstance(replica, PoolScope) or replica is self or replica.config.key == self.config.key:
             raise ConfigError(f"read_from(replica={replica!r}): must be another PoolScope, with a key of its own")
-        called = getattr(when, "__call__", None)  # noqa: B004  an object may be called, and be async in that
-        if when is not None and (called is None or any(map(inspect.iscoroutinefunction, (when, called)))):
+        if when is not None and not is_plain(when):
             raise ConfigError(f"read_from(when={when!r}): must be a plain function of one argument, the request")
         self._replica, self._reads = replica, when
         replica._is_replica = True

@@ -7,34 +7,46 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ("Histogram", "HistogramSnapshot", "Lease", "PoolStats")
+__all__ = ("Duration", "Histogram", "HistogramSnapshot", "Lease", "PoolStats")
+
+Duration = Literal["wait", "lease", "connect", "ping", "reset"]
+"""What is measured: the wait of a borrow that was served, a lease, a connect, a ping, a reset."""
 
 BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper bounds in seconds: a local query takes about 0.1 ms, a lease beyond 30 s is a leak."""
 
 
 class Histogram:
-    """Durations in seconds, counted in fixed buckets."""
+    """Durations in seconds, counted in fixed buckets; ``listeners``, which must not raise, are told each of them."""
 
-    __slots__ = ("_counts", "sum")
+    __slots__ = ("_counts", "_listeners", "sum")
 
-    def __init__(self) -> None:
+    def __init__(self, listeners: Sequence[Callable[[float], None]] = ()) -> None:
         self._counts = [0] * (len(BUCKETS) + 1)
+        self._listeners = listeners
         self.sum = 0.0
 
     def record(self, seconds: float) -> None:
         """Count one duration."""
         self._counts[bisect_left(BUCKETS, seconds)] += 1
         self.sum += seconds
+        if self._listeners:
+            self._tell(seconds)
 
     def record_zero(self) -> None:
         """Count a duration of nothing at all: a borrow that did not wait."""
         self._counts[0] += 1
+        if self._listeners:
+            self._tell(0.0)
+
+    def _tell(self, seconds: float) -> None:
+        for listener in self._listeners:
+            listener(seconds)
 
     def snapshot(self) -> HistogramSnapshot:
         """A frozen copy."""

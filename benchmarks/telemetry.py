@@ -23,7 +23,6 @@ from opentelemetry.trace import NoOpTracerProvider
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
 from aiohttp_poolscope.contrib.opentelemetry import instrument
-from aiohttp_poolscope.events import Acquired, Released
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,14 +37,15 @@ def sdk(**options: Any) -> dict[str, Any]:
 
 
 def listen(scope: poolscope.PoolScope) -> None:
-    scope.on_event(lambda _: None, Acquired, Released)
+    scope.on_duration(lambda _: None, "wait")
+    scope.on_duration(lambda _: None, "lease")
 
 
 KINDS: dict[str, Callable[[poolscope.PoolScope], Any]] = {
     "not instrumented": lambda _: None,
     "spans only": lambda scope: instrument(scope, **sdk() | {"meter_provider": NoOpMeterProvider()}),
     "durations=False, and spans": lambda scope: instrument(scope, **sdk(), durations=False),
-    "both events made, nothing recorded": listen,
+    "both durations told, nothing recorded": listen,
     "metrics, exemplars off": lambda scope: instrument(
         scope, **sdk(exemplar_filter=AlwaysOffExemplarFilter()) | {"tracer_provider": NoOpTracerProvider()}
     ),

@@ -272,12 +272,10 @@ class _Instruments:
         """Report this one, too."""
         source = _Source(scope)
         self._sources = (*(each for each in self._sources if not each.gone), source)
-        created, waited, used = self._create_time.record, self._wait_time.record, self._use_time.record
-        attributes = source.attributes
-        scope.on_event(lambda event: created(event.duration, attributes), events.Opened)
+        scope.on_duration(partial(self._create_time.record, attributes=source.attributes), "connect")
         if durations:  # as little as there can be: these run for each request
-            scope.on_event(lambda event: waited(event.waited, attributes), events.Acquired)
-            scope.on_event(lambda event: used(event.held, attributes), events.Released)
+            scope.on_duration(partial(self._wait_time.record, attributes=source.attributes), "wait")
+            scope.on_duration(partial(self._use_time.record, attributes=source.attributes), "lease")
 
     def _observe(self, observed: _Observed, _options: metrics.CallbackOptions) -> Iterator[metrics.Observation]:
         for source in self._sources:
