@@ -23,6 +23,7 @@ from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres, EmbeddedPostgre
 
 from . import results, wrk
 from .compare import compare_with_recorded
+from .host import Host
 from .service import SCHEMA
 from .study import Bench
 
@@ -86,7 +87,7 @@ def studies(names: str) -> list[str]:
 
 def run(arguments: argparse.Namespace) -> Results:
     """All studies, one after the other; one that fails stops no other."""
-    machine, wrk_version = results.machine(), wrk.version()
+    machine, wrk_version, before = results.machine(), wrk.version(), Host.now()
     modules = {name: importlib.import_module(f".{name}", __package__) for name in arguments.only}
     goals: list[Goal] = [goal for module in modules.values() for goal in module.GOALS]
     plan = {name: STUDIES[name][not arguments.quick] * arguments.rounds / ROUNDS for name in modules}
@@ -102,6 +103,7 @@ def run(arguments: argparse.Namespace) -> Results:
                     traceback.print_exc()
                     why = f"{type(error).__name__}: {error}".splitlines()[0]
                     bench.notes.setdefault("failed", {})[name] = why
+        machine["processor time stolen"] = f"{Host.now().share_since(before):.1%}"
         return results.Results(
             bench.samples,
             goals,

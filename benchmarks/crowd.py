@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from .host import Host
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
@@ -64,6 +66,8 @@ class PhaseResult:
     cpu: float = 0.0
     cpu_waited: float = 0.0
     """Processor seconds that the service had during the phase, and waited for, if the crowd knows its process."""
+    cpu_stolen: float = 0.0
+    """Processor seconds that the machine could have run meanwhile, but its host ran others."""
     series_arrivals: list[int] = field(default_factory=list)
     series_served: list[int] = field(default_factory=list)
     series_answers: list[int] = field(default_factory=list)
@@ -136,17 +140,21 @@ async def crowd(
 
 
 class Processor(NamedTuple):
-    """Seconds that a process has had a processor so far, and seconds that it could have run but had none (Linux)."""
+    """Processor seconds so far (Linux): what a process has had, and could have run but had none; both know nothing of
+    what a host takes from a virtual machine, which is ``stolen``, from all of its processors.
+    """
 
     used: float
     waited: float
+    stolen: float
 
     @classmethod
     def of(cls, pid: int) -> Processor:
         """``used`` is that of all threads, and of the kernel for them; ``waited`` of the first one: the event loop."""
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         waited = int(Path(f"/proc/{pid}/schedstat").read_text().split()[1])
-        return cls((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), waited / 1e9)
+        ticks = os.sysconf("SC_CLK_TCK")
+        return cls((int(fields[11]) + int(fields[12])) / ticks, waited / 1e9, Host.now().stolen)
 
     def since(self, before: Processor) -> Processor:
-        return Processor(self.used - before.used, self.waited - before.waited)
+        return Processor(self.used - before.used, self.waited - before.waited, self.stolen - before.stolen)

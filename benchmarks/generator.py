@@ -231,7 +231,7 @@ class Generator:
         wire.sock.close()
 
     def _processor(self) -> Processor:
-        return Processor.of(self.pid) if self.pid is not None else Processor(0.0, 0.0)
+        return Processor.of(self.pid) if self.pid is not None else Processor(0.0, 0.0, 0.0)
 
     def _result(self, number: int, begun: float) -> PhaseResult:
         phase = self.phases[number]
@@ -263,6 +263,7 @@ class Generator:
             late_p99=_quantile([client.late for client in clients], 0.99),
             cpu=spent.used,
             cpu_waited=spent.waited,
+            cpu_stolen=spent.stolen,
             series_arrivals=_series((client.due - start for client in clients), phase.seconds),
             series_served=_series(
                 (client.due - start for client in clients if client.outcome == SERVED), phase.seconds

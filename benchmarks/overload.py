@@ -215,6 +215,7 @@ def _figures(case: Case, results: dict[str, PhaseResult], capacity: Capacity, ow
         "late_p99": max(during.late_p99, after.late_p99),
         "busy": during.cpu / during.seconds,
         "starved": during.cpu_waited / during.seconds,
+        "stolen": during.cpu_stolen / during.seconds,
     }
     if during.served:
         figures |= {"p50": during.p50, "p99": during.p99}

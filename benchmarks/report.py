@@ -57,7 +57,9 @@ the default `queue_target`: by default most of them would be refused at once, so
 `queue_target=None`, so that all are served.""",
     "overload": """\
 Clients come whether others have been answered or not, and give up after a second. The capacity is measured first; the
-load is a multiple of it.""",
+load is a multiple of it. `busy` is the part of the time that the service's process had a processor, `starved` the part
+that it waited for one, and `stolen` what the host of a virtual machine took from all of its processors, as a part of
+one: while that lasts, connections are lent and nothing moves.""",
     "costs": "What the package itself takes, in one process, beside what aiopg takes for the same.",
     "growth": "The processor time of a request while something else grows.",
 }
