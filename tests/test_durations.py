@@ -92,11 +92,11 @@ async def test_statements_of_on_connect_are_watched(make_scope: Any) -> None:
     told: list[ev.StatementEvent] = []
 
     async def on_connect(db: Any) -> None:
-        await db.execute("SELECT pg_sleep(0.02)")
+        await db.execute("SELECT pg_sleep(0.35)")
         with contextlib.suppress(Exception):
             await db.execute("SELECT 1 / 0")
 
-    async with make_scope(on_connect=on_connect, slow_threshold=0.01) as scope:
+    async with make_scope(on_connect=on_connect, slow_threshold=0.3) as scope:
         scope.on_event(told.append, ev.StatementEvent)
         scope.expire()
         await scope.fetchval("SELECT 1")

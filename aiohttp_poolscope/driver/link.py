@@ -14,6 +14,7 @@ from aiopg.utils import ClosableQueue
 
 from ..errors import ConnectionBusy, DatabaseUnavailable, PoolScopeError, QueryTimeout
 from ..session import needs_session
+from .errors import in_words
 from .mends import go_on, request_cancel
 
 if TYPE_CHECKING:
@@ -23,23 +24,11 @@ if TYPE_CHECKING:
 
     from ..targets import Target
 
-__all__ = (
-    "FAILED",
-    "IDLE",
-    "IN_TRANSACTION",
-    "DatabaseError",
-    "Link",
-    "cancelled_by_server",
-    "in_words",
-    "sqlstate",
-    "without_values",
-)
+__all__ = ("FAILED", "IDLE", "IN_TRANSACTION", "Link")
 
 IDLE: Final[int] = psycopg2.extensions.TRANSACTION_STATUS_IDLE
 IN_TRANSACTION: Final[int] = psycopg2.extensions.TRANSACTION_STATUS_INTRANS
 FAILED: Final[int] = psycopg2.extensions.TRANSACTION_STATUS_INERROR
-
-DatabaseError = psycopg2.Error
 
 CLOSED: Final = 1
 """psycopg2's ``closed``: 0 open, 1 closed by us, 2 found dead."""
@@ -58,21 +47,10 @@ BUSY = (
     "or borrow a second connection with scope.acquire()"
 )
 
-
 OTHER_LOOP = (
     "a connection belongs to the event loop its pool was made in, and this is another one: a thread that runs "
     "asyncio.run(), say. Use asyncio.run_coroutine_threadsafe(..., loop) with the loop of the application"
 )
-
-
-def sqlstate(error: BaseException) -> str | None:
-    """The five-character SQLSTATE of a database error, or of the database error that caused it."""
-    while not isinstance(error, psycopg2.Error):
-        if error.__cause__ is None:
-            return None
-        error = error.__cause__
-    code: str | None = error.pgcode
-    return code
 
 
 def with_comment(sql: Any, comment: str, params: Any) -> Any:
@@ -82,16 +60,6 @@ def with_comment(sql: Any, comment: str, params: Any) -> Any:
     if isinstance(sql, bytes):
         return sql + comment.encode()
     return sql + (comment if isinstance(sql, str) else psycopg2.sql.SQL(comment))
-
-
-def cancelled_by_server(error: asyncio.CancelledError) -> bool:
-    """Whether it is aiopg's way of saying that the server cancelled a statement, and nobody cancelled the task."""
-    task = asyncio.current_task()
-    return (
-        isinstance(error.__context__, psycopg2.extensions.QueryCanceledError)
-        and task is not None
-        and not task.cancelling()
-    )
 
 
 class Watch(Protocol):
@@ -417,15 +385,3 @@ class Link:
             self.raw.close()
         else:
             aio.close()
-
-
-def without_values(error: BaseException) -> str:
-    """What an error says, on one line; of a statement's only its class and SQLSTATE: its words may have values."""
-    code = sqlstate(error)
-    return in_words(error) if code is None else f"{type(error).__name__} ({code})"
-
-
-def in_words(error: BaseException) -> str:
-    """What a driver's error says, on one line."""
-    lines = (" ".join(line.split()) for line in str(error).splitlines())
-    return "; ".join(line for line in lines if line) or type(error).__name__

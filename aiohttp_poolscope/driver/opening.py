@@ -14,7 +14,8 @@ import psycopg2.extras
 
 from ..errors import ConfigError, DatabaseUnavailable
 from ..targets import Targets
-from .link import Link, in_words
+from .errors import in_words
+from .link import Link
 
 if TYPE_CHECKING:
     from collections.abc import Callable
