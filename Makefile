@@ -9,8 +9,8 @@ MINUTES ?= 10
 JOBS ?= 4
 
 BIN := $(VENV)/bin
-# A file stays in one process: its tests share servers.
-PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+# A file stays in one process: its tests share servers. The order is that of tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
