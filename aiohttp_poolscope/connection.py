@@ -33,6 +33,10 @@ STREAMING = (
 )
 
 
+OURS = (__package__, "contextlib")
+"""Modules between a borrow and who called for it: ``scope.transaction()`` is made with the latter."""
+
+
 class Acquisition:
     """Borrow now: ``async with x.acquire() as db``, or ``db = await x.acquire()`` and later ``db.release()``."""
 
@@ -116,7 +120,7 @@ class ScopedConnection(Statements):
         self.where: tuple[tuple[Any, int], ...] | None = None
 
     def acquire(self, timeout: float | None = None) -> Acquisition:
-        """Borrow now, waiting ``timeout`` seconds at most (default: ``acquire_timeout``).
+        """Borrow now, waiting ``timeout`` seconds at most (default: ``acquire_timeout``; 0: one that needs no ping).
 
         ``async with db.acquire():`` gives it back at the end of the block, ``await db.acquire()`` when the request
         ends or ``release()`` is called. Raises PoolExhausted, DatabaseUnavailable or ShuttingDown (503).
@@ -151,7 +155,11 @@ class ScopedConnection(Statements):
     @property
     def closed(self) -> bool:
         """Whether no statement can be run any more: its request has ended, or the connection has died."""
-        return self._ended is not None or (self._link is not None and self._link.closed)
+        return self._is_ended or (self._link is not None and self._link.closed)
+
+    @property
+    def _is_ended(self) -> bool:
+        return self._ended is not None
 
     def __repr__(self) -> str:
         state = f"ended: {self._ended}" if self._ended else "borrowed" if self.held else "not borrowed"
@@ -176,13 +184,14 @@ class ScopedConnection(Statements):
                 f"two tasks of {self.who} borrow at once: one connection serves one task; "
                 "give each task its own with scope.acquire()"
             )
+        self._pool.check_loop()
         self._borrowing = True
         self.where = _callers(every=self._pool.config.stacks)
         try:
             await self._lent(timeout)
         finally:
             self._borrowing = False
-        if self.closed:  # while it waited: nobody else would give this connection back
+        if self._is_ended:  # while it waited: nobody else would give this connection back
             self._let_go()
         return self._link_in_use()
 
@@ -191,7 +200,8 @@ class ScopedConnection(Statements):
         try:
             await self._pool.borrow(self, timeout)
         except (DatabaseUnavailable, PoolExhausted):
-            if self._pool.stand_in is None or self._pool.gate.slots:
+            # For requests only: who asks the replica by name must not end up on the primary.
+            if self._once or self._pool.stand_in is None or self._pool.gate.slots:
                 raise
             self._pool = self._pool.stand_in
             await self._pool.borrow(self, timeout)
@@ -282,7 +292,7 @@ def _callers(*, every: bool) -> tuple[tuple[Any, int], ...] | None:
     They are put into words only when somebody asks.
     """
     frame: Any = sys._getframe(2)
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (__package__, "contextlib"):
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in OURS:
         frame = frame.f_back
     found = []
     while frame is not None:

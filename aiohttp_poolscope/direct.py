@@ -93,8 +93,8 @@ class Direct:
         """A connection for code outside of requests, or a second one inside.
 
         ``async with scope.acquire() as db``, or ``db = await scope.acquire()`` and then ``db.release()``. Waits
-        ``timeout`` seconds at most (default: ``acquire_timeout``). Raises PoolExhausted, DatabaseUnavailable or
-        ShuttingDown.
+        ``timeout`` seconds at most (default: ``acquire_timeout``; 0: one that needs no ping). Raises PoolExhausted,
+        DatabaseUnavailable or ShuttingDown.
         """
         pool = self._running()
         pool.check_loop()

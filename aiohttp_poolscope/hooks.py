@@ -107,7 +107,10 @@ async def _call(hook: Any, db: ScopedConnection, link: Link) -> None:
     except asyncio.CancelledError as error:
         if cancelled_by_server(error):
             raise QueryTimeout(f"the hook {_name(hook)}: a statement run on raw was cancelled by the server") from error
-        raise
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise DatabaseUnavailable(f"the hook {_name(hook)} was cancelled, by itself") from error
     if db.held and not link.closed and not link.clean:
         # Whoever comes next would work inside it and believe to have written.
         raise PoolScopeError(f"the hook {_name(hook)} left a transaction, a stream or a statement open")

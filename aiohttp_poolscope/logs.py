@@ -64,7 +64,7 @@ def complain(pool: str, kind: str, error: BaseException) -> None:
     """A callback has raised."""
     more = _seldom.suffix((pool, "callback"))
     if more is not None:
-        logger.error("pool %r: a callback for events failed at %r%s", pool, kind, more, exc_info=error)
+        logger.error("pool %r: a callback failed at %r%s", pool, kind, more, exc_info=error)
 
 
 def write(event: Event) -> None:

@@ -99,13 +99,13 @@ class Opener:
             pool.gate.open_failed()
             raise
         now = time.monotonic()
-        pool.connect.record(now - begun)
         pool.opened += 1
         self.problem = ""
         recovered = pool.breaker.succeeded()
         slot.expires = pool.lifetime_end(begun)
         pool.gate.opened(slot, now)
         self._attempt_ended()
+        pool.connect.record(now - begun)
         pool.watch.tell(Opened, duration=now - begun)
         if recovered:
             pool.watch.tell(BreakerClosed, duration=now - self._broken_since)

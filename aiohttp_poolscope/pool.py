@@ -1,8 +1,8 @@
 """Pool: the asynchronous shell around the gate.
 
-The gate decides, the pool acts: it lends and takes back, and has repairs, an opener, a janitor and a drain in tasks of
-its own. A borrower never waits inside the driver, and nothing it does while it is cancelled
-touches a connection: either the connection is lent to it, or the gate still has it.
+The gate decides, the pool acts: it lends and takes back. Repairs, opener, janitor and drain run in tasks of their own.
+A borrower never waits inside the driver: whenever it is cancelled, a connection is either lent to it, or still with the
+gate.
 """
 
 from __future__ import annotations
@@ -214,11 +214,20 @@ class Pool:
         if not self.lend(db):
             if not db.running:
                 self.gate.make_room()
-            await self._queue(db, begun, end)
+            slot = await self._queue(db, begun, end)
+            while slot.link.closed:  # it died between the hand-over and now
+                if slot in self.gate.slots:
+                    self.gate.undo(slot)
+                self.bury(slot)
+                slot = await self._queue(db, begun, end)
+            waited = time.monotonic() - begun
+            db._hold(slot)
+            self.wait.record(waited)
+            self.watch.lent(db, waited, queued=True)
         if hook is not None and db._slot is not None:
             await hooks.prepare(self, hook, db, db._slot, end - time.monotonic())
 
-    async def _queue(self, db: ScopedConnection, begun: float, end: float) -> None:
+    async def _queue(self, db: ScopedConnection, begun: float, end: float) -> Slot[Link]:
         gate = self.gate
         joined = time.monotonic()
         place = Place(self._loop.create_future(), db, end)
@@ -232,7 +241,7 @@ class Pool:
                 self._set_timer(place, joined)
             try:
                 await place.future
-            except asyncio.CancelledError:
+            except BaseException:  # whatever it is, no place may be left behind: the next connection would go to it
                 gate.withdraw(place, Outcome.CANCELLED, time.monotonic())
                 self.watch.ended(db, place.outcome, time.monotonic() - begun)
                 raise
@@ -244,16 +253,7 @@ class Pool:
             gate.withdraw(place, Outcome.CLIENT_GONE, now)
         if place.outcome is not Outcome.LENT:
             raise self.watch.unserved(db, place.outcome, now - begun)
-        slot = gate.take(place)
-        if slot.link.closed:  # it died between the hand-over and now
-            if slot in gate.slots:
-                gate.undo(slot)
-            self.bury(slot)
-            await self._queue(db, begun, end)
-            return
-        db._hold(slot)
-        self.wait.record(now - begun)
-        self.watch.lent(db, now - begun, queued=True)
+        return gate.take(place)
 
     def set_timers(self, now: float) -> None:
         """Give a timer to those whose time is nearly over: nearly all are served before."""
@@ -278,12 +278,12 @@ class Pool:
         """A lease has ended. A clean and young connection is free at once; a task sees to any other."""
         now = time.monotonic()
         held, holder, slot.holder = now - slot.since, slot.holder, None
-        self.lease.record(held)
         if slot.link.clean and now < slot.expires and not self._always_repair:
             self.gate.give(slot, now)
         else:
             self.gate.repair(slot, now)
             self.repairs.begin(slot)
+        self.lease.record(held)
         if Released in self.heard:
             self.watch.returned(holder, held)
 
@@ -361,10 +361,10 @@ class Pool:
 
     def lifetime_end(self, begun: float) -> float:
         """When a connection is too old: ``max_lifetime``, up to 10 % less so that not all end at once."""
-        lifetime, now = self.config.max_lifetime, begun
+        lifetime = self.config.max_lifetime
         if begun <= self.expired_at:  # expire() was called while it was being opened
             return float("-inf")
-        return float("inf") if lifetime is None else now + lifetime * (1 - 0.1 * random.random())  # noqa: S311
+        return float("inf") if lifetime is None else begun + lifetime * (1 - 0.1 * random.random())  # noqa: S311
 
     def holders(self) -> list[tuple[Slot[Link], ScopedConnection]]:
         """The leases there are."""

@@ -102,11 +102,11 @@ class Repairs:
             said = f"no answer within {limit:g} s" if isinstance(error, TimeoutError) else without_values(error)
         finally:
             now = time.monotonic()
-            took.record(now - begun)
             if done and slot.link.clean and now < slot.expires and not pool.gate.closed:
                 pool.gate.give(slot, now)
             else:
                 pool.drop(slot, "failed" if said else self._reason(slot, now), said)
+            took.record(now - begun)
         return done
 
     def _reason(self, slot: Slot[Link], now: float) -> CloseReason:

@@ -80,6 +80,7 @@ class PoolScope(Direct):
         self._pool: Pool | None = None
         self._ran = False
         self._contexts = 0
+        self._serving: list[web.Application] = []
         self._starting: asyncio.Lock
         self._hooked: web.Application | None = None
         self._marks: dict[tuple[Any, str], Mark] = {}
@@ -125,9 +126,13 @@ class PoolScope(Direct):
         if not self._contexts:
             self._starting = asyncio.Lock()
         self._contexts += 1
+        self._serving.append(app)
         try:
             self._look_at(app)
             async with self._starting:  # two applications of one scope may start at once
+                if self._pool is not None and self._pool.drain.begun:  # that of the run before
+                    await asyncio.shield(self._pool.drain.begin())
+                    self._pool = None
                 if self._pool is None:
                     self._ran = False
                     pool = Pool(self.config, self._events)
@@ -136,7 +141,8 @@ class PoolScope(Direct):
             yield
         finally:
             self._contexts -= 1
-            # Set up in an application and in its sub-application, it lives until the last of them ends.
+            self._ends(app)
+            # Set up in several applications, or in one and its sub-application, it lives until the last of them ends.
             if self._pool is not None and not self._contexts:
                 pool, self._ran = self._pool, True
                 try:
@@ -177,8 +183,13 @@ class PoolScope(Direct):
             # First of all: other hooks may take their time, and handlers hold our connections meanwhile.
             app.on_shutdown.insert(0, self._on_shutdown)
 
-    async def _on_shutdown(self, _app: web.Application) -> None:
-        self.begin_drain()
+    async def _on_shutdown(self, app: web.Application) -> None:
+        self._ends(app)
+        if not self._serving:
+            self.begin_drain()
+
+    def _ends(self, app: web.Application) -> None:
+        self._serving = [each for each in self._serving if not _is_within(each, app)]
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -280,6 +291,10 @@ class PoolScope(Direct):
 def setup(app: web.Application, dsn: str | URL | Source = None, /, **settings: Any) -> PoolScope:
     """Make a PoolScope and set it up in ``app``: ``scope = poolscope.setup(app, dsn, maxsize=20)``."""
     return PoolScope(dsn, **settings).setup(app)
+
+
+def _is_within(app: web.Application, outer: web.Application) -> bool:
+    return app is outer or any(_is_within(app, inner) for inner in outer._subapps)
 
 
 def _answer_to(error: BaseException, request: web.Request, *, draining: bool = False) -> web.Response | None:

@@ -225,7 +225,8 @@ class Transaction(Statements):
         except BaseException as error:
             # Cancelled after BEGIN was sent: the server may be in the transaction, and the release would find out.
             # Rolled back here already, so that whoever catches the cancellation does not go on inside it.
-            db._depth -= 1
+            if db._lease == self._lease:
+                db._depth -= 1
             if self._savepoint is None and not isinstance(error, Exception):
                 with contextlib.suppress(Exception):
                     await self._end(link, undo=True)
@@ -335,6 +336,8 @@ class Stream:
             return
         try:
             rows = await self._run_all(f"FETCH FORWARD {self._size} FROM {self._name}")
+        except ConnectionBusy:
+            raise  # nothing was sent: whoever is reading it goes on
         except BaseException:
             await self._fail()
             raise

@@ -58,21 +58,21 @@ class Watch:
         self.heard = events.heard
         self.errors: dict[str, int] = {"statement": 0, "timeout": 0, "connection": 0}
 
-    def tell(self, kind: type[ev.Event], **fields: Any) -> None:
-        """An event of this kind, now, if anybody wants to know."""
+    def tell(self, kind: type[ev.Event], db: ScopedConnection | None = None, **fields: Any) -> None:
+        """An event of this kind, now, about the request of ``db``, if anybody wants to know."""
         if kind in self.heard:
-            self._events.tell(kind(pool=self._pool.key, at=time.time(), monotonic=time.monotonic(), **fields))
+            who = {} if db is None else whose(db)
+            self._events.tell(kind(pool=self._pool.key, at=time.time(), monotonic=time.monotonic(), **who, **fields))
 
     def lent(self, db: ScopedConnection, waited: float, *, queued: bool) -> None:
         """A borrow was served."""
-        if ev.Acquired in self.heard:
-            self.tell(ev.Acquired, **whose(db), waited=waited)
-        if queued and ev.Waited in self.heard:
-            self.tell(ev.Waited, **whose(db), waited=waited)
+        self.tell(ev.Acquired, db, waited=waited)
+        if queued:
+            self.tell(ev.Waited, db, waited=waited)
 
     def returned(self, db: object, held: float) -> None:
         """A lease has ended."""
-        self.tell(ev.Released, **whose(db), held=held)  # type: ignore[arg-type]
+        self.tell(ev.Released, db, held=held)  # type: ignore[arg-type]
 
     def unserved(self, db: ScopedConnection, outcome: Outcome | None, waited: float) -> PoolScopeError:
         """A borrow was not served: the error that its borrower gets."""
@@ -85,16 +85,16 @@ class Watch:
     def ended(self, db: ScopedConnection, outcome: Outcome | None, waited: float, cause: str | None = None) -> None:
         """A borrow has ended without a connection."""
         kind = ev.TimedOut if outcome is None else UNSERVED.get(outcome)
-        if kind is not None and kind in self.heard:
-            self.tell(kind, **whose(db), waited=waited, cause=cause)
+        if kind is not None:
+            self.tell(kind, db, waited=waited, cause=cause)
 
     def leaked(self, db: ScopedConnection, held: float) -> None:
         """A connection is held for too long."""
-        self.tell(ev.Leaked, **whose(db), lease=describe(db, held))
+        self.tell(ev.Leaked, db, lease=describe(db, held))
 
     def came_late(self, db: ScopedConnection, held: float) -> None:
         """A lease that was reported as a leak has ended after all."""
-        self.tell(ev.ReturnedLate, **whose(db), lease=describe(db, held))
+        self.tell(ev.ReturnedLate, db, lease=describe(db, held))
 
     def closed(self, slot: Slot[Link], reason: ev.CloseReason, cause: str | None) -> None:
         """A connection was closed."""
@@ -105,18 +105,17 @@ class Watch:
         fault = link.fault(error)
         self.errors[fault] += 1
         if ev.StatementFailed in self.heard:
-            cause, state = type(error).__name__, sqlstate(error)
-            told = self._statement(link, sql, duration)
-            self.tell(ev.StatementFailed, **told, fault=fault, sqlstate=state, cause=cause, error=error)
+            cause, state, holder = type(error).__name__, sqlstate(error), self._holder(link)
+            said = {"statement": shown(sql), "duration": duration, "fault": fault, "sqlstate": state}
+            self.tell(ev.StatementFailed, holder, **said, cause=cause, error=error)
 
     def slow(self, link: Link, sql: object, duration: float) -> None:
         """A statement took longer than ``slow_threshold``."""
-        self.tell(ev.SlowStatement, **self._statement(link, sql, duration))
+        if ev.SlowStatement in self.heard:
+            self.tell(ev.SlowStatement, self._holder(link), statement=shown(sql), duration=duration)
 
-    def _statement(self, link: Link, sql: object, duration: float) -> dict[str, Any]:
-        holder = next((db for slot, db in self._pool.holders() if slot.link is link), None)
-        of_request = {} if holder is None else whose(holder)
-        return {**of_request, "statement": shown(sql), "duration": duration}
+    def _holder(self, link: Link) -> ScopedConnection | None:
+        return next((db for slot, db in self._pool.holders() if slot.link is link), None)
 
     def _refusal(self, outcome: Outcome | None, waited: float) -> PoolScopeError:
         pool = self._pool

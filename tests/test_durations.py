@@ -66,7 +66,7 @@ async def test_a_duration_callback_that_raises(
         assert await scope.fetchval("SELECT 1") == 1
     assert len(held) == 1
     [said] = [record for record in caplog.records if record.levelname == "ERROR"]
-    assert said.getMessage() == "pool 'db': a callback for events failed at 'lease'"
+    assert said.getMessage() == "pool 'db': a callback failed at 'lease'"
     assert said.exc_info is not None
     assert said.exc_info[0] is ZeroDivisionError
 
@@ -119,3 +119,29 @@ def test_what_is_no_duration() -> None:
         scope.on_duration(later, "wait")
     with pytest.raises(poolscope.ConfigError, match=r"'leases'.*'wait', 'lease', 'connect', 'ping', 'reset'"):
         scope.on_duration(print, "leases")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("of", ["lease", "connect", "ping", "reset"])
+async def test_what_a_callback_sees(dsn: str, of: Duration) -> None:
+    """When it is called the state has changed already: nothing that it raises, not even GracefulExit, is in its way."""
+    app = web.Application()
+    scope = poolscope.setup(app, dsn, maxsize=1, check_after_idle=0.0, acquire_timeout=5)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    seen: list[tuple[int, int]] = []
+
+    def look(_: float) -> None:
+        stats = scope.stats()
+        seen.append((stats.in_use, len(scope.leases())) if of == "lease" else (stats.opening, stats.repairing))
+
+    scope.on_duration(look, of)
+    try:
+        async with scope.acquire() as db:
+            await db.execute("BEGIN")
+        await scope.fetchval("SELECT 1")
+        scope.expire()
+        await scope.fetchval("SELECT 1")
+    finally:
+        await runner.cleanup()
+    assert seen
+    assert set(seen) == {(0, 0)}

@@ -249,3 +249,52 @@ async def test_on_acquire_that_hangs_outside_of_requests(make_scope: Any) -> Non
         with pytest.raises(PoolExhausted, match=r"on_acquire \(.*hanging\)"):
             await scope.acquire(timeout=0.1)
         assert scope.stats().in_use == 0
+
+
+@pytest.mark.parametrize("name", ["on_connect", "on_acquire", "on_release"])
+async def test_a_hook_that_is_cancelled_by_itself(make_scope: Any, name: str) -> None:
+    """CancelledError, and nobody has cancelled anything: the hook has failed, and is told of as any other failure."""
+    spoiled = False
+
+    async def hook(db: Any) -> None:
+        if spoiled:
+            raise asyncio.CancelledError
+
+    async with make_scope(maxsize=1, acquire_timeout=5, **{name: hook}) as scope:
+        spoiled = True
+        if name == "on_connect":
+            scope.expire()
+        if name != "on_release":
+            with pytest.raises(DatabaseUnavailable, match="was cancelled, by itself"):
+                await scope.fetchval("SELECT 1")
+        else:
+            closed: list[Any] = []
+            scope.on_event(closed.append, poolscope.events.Closed)
+            await scope.fetchval("SELECT 1")
+            await until(lambda: closed, "the end of the connection")
+            assert closed[0].reason == "failed"
+        spoiled = False
+        if name == "on_connect":
+            assert scope.stats().connect_failed
+            await until(lambda: scope.stats().breaker == "closed", "the next attempt")
+        assert await scope.fetchval("SELECT 1") == 1
+
+
+@pytest.mark.parametrize("acquire", ["eager", "lazy"])
+async def test_on_acquire_survives_its_connection(dsn: str, serve: Serve, acquire: str) -> None:
+    """Whoever borrowed is told that the database is away, in whichever way."""
+
+    async def hook(db: Any) -> None:
+        with contextlib.suppress(Exception):
+            await db.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(text=str(await request["db"].fetchval("SELECT 1")))
+
+    app = web.Application()
+    poolscope.setup(app, dsn, on_acquire=hook, acquire=acquire)
+    app.router.add_get("/", handler)
+    async with serve(app) as served:
+        status, said = await served.get("/")
+    assert status == 503
+    assert "database-unavailable" in said

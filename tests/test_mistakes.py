@@ -88,6 +88,19 @@ async def test_the_error_says_what_to_write(make_scope: Any, mistake: Mistake) -
         assert scope.stats().in_use == 0
 
 
+async def test_a_first_use_in_a_thread(make_scope: Any) -> None:
+    """A connection that is still to be borrowed is refused in another loop, and leaves no place in the queue behind."""
+    async with make_scope(maxsize=1) as scope:
+        db = poolscope.ScopedConnection(scope._pool)
+        async with scope.acquire():
+            with pytest.raises(poolscope.PoolScopeError, match="run_coroutine_threadsafe"):
+                await asyncio.to_thread(lambda: asyncio.run(db.fetchval("SELECT 1")))
+            assert scope.stats().waiting == 0
+        assert await scope.fetchval("SELECT 1") == 1
+        assert await db.fetchval("SELECT 2") == 2
+        db._end("its end")
+
+
 async def test_wait_for_around_acquire(make_scope: Any) -> None:
     """It is no mistake: what it gives up on comes back, and what it gets is the caller's."""
     async with make_scope(maxsize=1) as scope:

@@ -259,6 +259,7 @@ async def test_a_borrow_makes_nothing(make_scope: Any, monkeypatch: Any) -> None
             db._end("the test")
         assert made == []
         db = ScopedConnection(pool)
+        assert pool.lend(db)
         await db.execute("BEGIN")
         db._end("the test")
         assert made == ["create_task"]

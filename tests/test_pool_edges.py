@@ -184,6 +184,18 @@ async def test_cancel_abandoned_cancels_once(dsn: str, serve: Serve) -> None:
         assert said == ["the client has left", 42]
 
 
+async def test_a_borrow_that_is_thrown_away(make_scope: Any) -> None:
+    """A coroutine that is closed while it waits, as those are that nobody ends, leaves no place in the queue behind."""
+    async with make_scope(maxsize=1) as scope:
+        async with scope.acquire():
+            waiting = scope.acquire().__await__()
+            next(waiting)
+            assert scope.stats().waiting == 1
+            waiting.close()
+            assert (scope.stats().waiting, scope.stats().cancelled) == (0, 1)
+        assert await scope.fetchval("SELECT 1") == 1
+
+
 async def test_a_dead_lease_does_not_stop_the_janitor(make_scope: Any, database: Database) -> None:
     """While a holder has a connection that has died, the pool is refilled and swept as ever."""
     async with make_scope(minsize=2, maxsize=3) as scope, scope.acquire() as db:

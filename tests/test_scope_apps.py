@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from aiohttp import web
 
 import aiohttp_poolscope as poolscope
@@ -166,3 +168,42 @@ async def test_the_drain_begins_with_the_shutdown_of_a_sub_application(dsn: str,
     async with serve(app):
         pass
     assert seen == ["draining"]
+
+
+async def test_one_of_two_applications_ends(dsn: str, serve: Serve) -> None:
+    """Two applications of one scope in one process: the end of one is no end for the other, but that of both is."""
+    scope = poolscope.PoolScope(dsn, application_name="both")
+    apps = [sub_application(), sub_application()]
+    for app in apps:
+        scope.setup(app)
+    async with serve(apps[0]) as first:
+        async with serve(apps[1]) as second:
+            assert await second.get("/") == (200, "both")
+        assert await first.get("/") == (200, "both")
+        assert scope.state == "serving"
+    assert scope.state == "closed"
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+async def test_a_start_while_the_last_run_drains(dsn: str, serve: Serve, *, by_hand: bool) -> None:
+    """The next application of the same scope waits for the end of the last one, and then has a pool of its own."""
+    scope = poolscope.PoolScope(dsn, application_name="again", drain_grace=5, connect_at_start=False)
+    before, after = sub_application(), sub_application()
+    for app in (before, after):
+        scope.setup(app)
+    runner = web.AppRunner(before)
+    await runner.setup()
+    held = await scope.acquire()
+    if by_hand:  # the start has waited for longer than the end of the application has
+        scope.begin_drain()
+        asyncio.get_running_loop().call_later(0.05, lambda: endings.append(asyncio.create_task(runner.cleanup())))
+        endings: list[asyncio.Task[None]] = []
+    else:
+        endings = [asyncio.create_task(runner.cleanup())]
+        await until(lambda: scope.state == "draining", "the drain")
+    asyncio.get_running_loop().call_later(0.1, held.release)
+    async with serve(after) as served:
+        await asyncio.gather(*endings)
+        assert scope.state == "serving"
+        assert await served.get("/") == (200, "again")
+    assert scope.state == "closed"

@@ -248,3 +248,19 @@ async def test_after_release(make_scope: Any, database: Database) -> None:
             del stream
             assert await tx.fetchval("SELECT count(*) FROM things") == 1
     assert database.sql("SELECT n FROM things") == [(1,)]
+
+
+async def test_two_tasks_that_read_one_stream(make_scope: Any) -> None:
+    """One is told that the connection is busy; the other misses nothing."""
+
+    async def rest(stream: Any) -> int:
+        return len([row async for row in stream])
+
+    async with make_scope() as scope, scope.acquire() as db:
+        stream = db.stream(NUMBERS, (100,), size=10)
+        await anext(stream)
+        busy, read = sorted(
+            await asyncio.gather(rest(stream), rest(stream), return_exceptions=True), key=lambda it: isinstance(it, int)
+        )
+        assert isinstance(busy, ConnectionBusy)
+        assert read == 99

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from aiohttp_poolscope.errors import ConnectionBusy, DatabaseUnavailable, PoolScopeError
+from aiohttp_poolscope.connection import ScopedConnection
+from aiohttp_poolscope.errors import ConnectionBusy, ConnectionReleased, DatabaseUnavailable, PoolScopeError
 
 from .conftest import Database, until
 from .wire import wired
@@ -126,3 +127,25 @@ async def test_streams_one_after_the_other(make_scope: Any) -> None:
                 assert n == 1
                 break
         assert await tx.fetchval("SELECT 1") == 1
+
+
+async def test_a_borrow_that_ends_under_a_begin(make_scope: Any) -> None:
+    """A task that gives the connection back while another one begins a transaction spoils that, and no later one."""
+    async with make_scope(maxsize=1) as scope:
+        db = ScopedConnection(scope._pool)
+
+        async def briefly() -> None:
+            async with db.acquire():
+                await asyncio.sleep(0)
+
+        async def begin() -> None:
+            async with db.transaction() as tx:
+                await tx.execute("SELECT 1")
+
+        _, error = await asyncio.gather(briefly(), begin(), return_exceptions=True)
+        assert isinstance(error, ConnectionReleased)
+        async with db.transaction() as tx:
+            assert db._depth == 1
+            await tx.execute(INSERT, (1,))
+        assert db._depth == 0
+        db._end("its end")

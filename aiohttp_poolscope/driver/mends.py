@@ -127,7 +127,12 @@ def request_cancel(raw: Any, done: Callable[[Future[None]], None]) -> Future[Non
     future: Future[None] = loop.create_future()
     # The handle is a copy: the connection may be closed meanwhile. A daemon thread, because a server that never
     # answers must not keep the interpreter from exiting.
-    threading.Thread(target=_cancel, args=(handle, loop, done, future), name="poolscope-cancel", daemon=True).start()
+    thread = threading.Thread(target=_cancel, args=(handle, loop, done, future), name="poolscope-cancel", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # the system has none left
+        _libpq.PQfreeCancel(handle)
+        return None
     return future
 
 

@@ -187,6 +187,18 @@ async def test_no_write_needs_the_replica(pair: Pair, serve: Serve) -> None:
         await running.reads_come_to(pair.standby.port)
 
 
+async def test_who_asks_the_replica_by_name(pair: Pair, serve: Serve) -> None:
+    """Only requests are led to the primary: execute() on a replica that is away fails, and writes nowhere."""
+    async with both(pair, serve, target="standby", acquire_timeout=1.0) as running:
+        assert await running.ask("GET", "/where") == (200, str(pair.standby.port))
+        await asyncio.to_thread(pair.standby.stop)
+        await running.reads_come_to(pair.primary.port)
+        with pytest.raises((poolscope.DatabaseUnavailable, poolscope.PoolExhausted)):
+            await running.replica.execute("CREATE TABLE written_to_the_primary (n int)")
+        await asyncio.to_thread(pair.standby.start)
+        await running.reads_come_to(pair.standby.port)
+
+
 async def test_a_replica_that_is_drained(pair: Pair, serve: Serve) -> None:
     """Once the replica is closed by hand, before an upgrade of its server perhaps, the primary serves the reads."""
     async with both(pair, serve, target="standby") as running:
