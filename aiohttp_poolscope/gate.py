@@ -50,6 +50,8 @@ class Gate(Generic[L]):
     long again, the queue *stands*: what is in it can no longer be served in time. Then the newest is served first
     and whoever has waited longer than the target is shed, until the queue is empty. None: plain FIFO for ever.
 
+    Once it has shed, it is *crowded*: until a connection is idle again, few may wait whose work has not begun.
+
     ``max_waiting`` bounds those who wait for a return: whoever a connection that is not lent could still serve
     (idle, being checked or repaired, still to be opened) does not count.
     """

@@ -40,9 +40,9 @@ class Janitor:
         self._pool = pool
         self._rush = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._housekeeping = 0.0
+        self._housekept_at = 0.0
         self._seeking: asyncio.Task[None] | None = None
-        self._sought = 0.0
+        self._sought_at = 0.0
         self._cancelled: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
 
     def start(self) -> None:
@@ -70,7 +70,7 @@ class Janitor:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(CALM):
                         await self._rush.wait()
-                if time.monotonic() - self._housekeeping < CALM:  # else those who wait only now and then starve it
+                if time.monotonic() - self._housekept_at < CALM:  # else those who wait only now and then starve it
                     continue
             try:
                 self.sweep(time.monotonic())
@@ -84,8 +84,8 @@ class Janitor:
         pool.gate.sweep(now)
         for slot, db in pool.holders():
             self._look_at_lease(slot, db, now)
-        if now - self._housekeeping >= CALM:
-            self._housekeeping = now
+        if now - self._housekept_at >= CALM:
+            self._housekept_at = now
             for slot in pool.gate.idle_slots():
                 self._look_at_idle(slot, now)
             self._look_for_role(now)
@@ -95,9 +95,9 @@ class Janitor:
         """While a connection is to a server of another role than wanted: look for a better one now and then."""
         pool = self._pool
         if self._seeking is not None and not self._seeking.done():
-            self._sought = now
-        elif now - self._sought >= SEEK_EVERY and not all(slot.link.in_role for slot in pool.gate.slots):
-            self._sought = now
+            self._sought_at = now
+        elif now - self._sought_at >= SEEK_EVERY and not all(slot.link.in_role for slot in pool.gate.slots):
+            self._sought_at = now
             self._seeking = pool.spawn(pool.seek(), "seek")
 
     def _look_at_lease(self, slot: Slot[Link], db: ScopedConnection, now: float) -> None:

@@ -62,7 +62,7 @@ def with_comment(sql: Any, comment: str, params: Any) -> Any:
     return sql + (comment if isinstance(sql, str) else psycopg2.sql.SQL(comment))
 
 
-class Watch(Protocol):
+class Listener(Protocol):
     """Who is told of statements that went wrong, or took long."""
 
     def failed(self, link: Link, sql: object, duration: float, error: psycopg2.Error) -> None:
@@ -119,7 +119,7 @@ class Link:
         self.fitting = True
         self.generation = 0
         self.demoted: Callable[[Link], None] | None = None
-        self.watch: Watch | None = None
+        self.watch: Listener | None = None
         self.slow_after: float | None = None
         self.comment = ""
         self.running_since: float | None = None
