@@ -192,7 +192,10 @@ class Targets:
             return [Target(host.host, None, host.port)]
         if _is_numeric(host.host):
             return [Target(host.host, host.host, host.port)]
-        found = await asyncio.get_running_loop().getaddrinfo(host.host, host.port, type=socket.SOCK_STREAM)
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host.host, host.port, type=socket.SOCK_STREAM)
+        except UnicodeError as error:  # no name by IDNA's rules: an empty part, one that is too long
+            raise OSError(f"{host.host!r} is no name of a host") from error
         addresses = dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found)
         return [Target(host.host, address, host.port) for address in addresses]
 

@@ -109,6 +109,16 @@ async def test_a_name_that_does_not_exist(monkeypatch: Any) -> None:
             await driver.open()
 
 
+async def test_what_is_no_name(database: Database) -> None:
+    """It is named, and the other hosts are tried."""
+    async with driving("postgresql://..../app") as driver:
+        with pytest.raises(DatabaseUnavailable, match=r"'\.\.\.\.' is no name of a host"):
+            await driver.open()
+    with wired(database) as wire:
+        async with linked(wire.dsn.replace("@127.0.0.1", "@....,127.0.0.1")) as link:
+            assert await ask(link, "SELECT 1") == 1
+
+
 async def test_every_address_of_a_name_is_tried(database: Database, monkeypatch: Any) -> None:
     """A name with two addresses is reached by the second when the first is dead."""
     with wired(database) as wire:
