@@ -23,9 +23,35 @@ _COMMANDS = {
 }
 
 
+CANNOT_TELL, INTERRUPTED = 2, 130
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sub-command and return its exit status."""
-    arguments = sys.argv[1:] if argv is None else list(argv)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started it: a socket would get its number
+            setattr(sys, name, open(os.open(os.devnull, os.O_WRONLY), "w", closefd=False))  # noqa: SIM115
+    try:
+        status = _run(sys.argv[1:] if argv is None else list(argv))
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read has read enough, as `head` does
+        _say_no_more()
+        return 0
+    except OSError as error:  # a full disk, say: what has to do with databases and services, commands say themselves
+        _say_no_more()
+        print(f"aiohttp-poolscope: {error}", file=sys.stderr)
+        return CANNOT_TELL
+    except KeyboardInterrupt:  # while it still read its modules
+        return INTERRUPTED
+    return status
+
+
+def _say_no_more() -> None:
+    """What is still in the buffer would be written, and fail again, when the interpreter ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="aiohttp-poolscope",
         description="Request-scoped aiopg connections.",
@@ -41,10 +67,4 @@ def main(argv: Sequence[str] | None = None) -> int:
             command.set_defaults(run=module.run)
     options = parser.parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
-    try:
-        status = run(options)
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read has read enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    return status
+    return run(options)

@@ -18,7 +18,9 @@ from aiohttp_poolscope.sizing import Demand, Plan, plan, seconds
 
 from .doctor_app import AppError, Found, judge_app, load
 from .doctor_finding import Finding, as_lines, grave
+from .doctor_hosts import Looked, fitting, survey
 from .doctor_judge import judge, most_for, suggested
+from .doctor_judge_hosts import judge_hosts
 from .doctor_plan import add_load, as_dict, demanded, given, plan_lines
 from .doctor_server import Facts, examine, idle_lost
 from .terminal import console, show
@@ -58,6 +60,7 @@ class Server:
     config: PoolConfig
     processes: int
     facts: Facts
+    hosts: list[Looked]
     findings: list[Finding]
 
 
@@ -157,11 +160,17 @@ async def _look(key: str | None, config: PoolConfig, args: argparse.Namespace) -
     if args.budget is not None:
         config = dataclasses.replace(config, budget=args.budget)
     config = dataclasses.replace(config, processes=(args.processes or config.processes) * args.hosts)
-    facts = await examine(config)
-    findings = judge(facts, config, config.processes)
+    hosts = await survey(config) if len(config.hosts) > 1 else []
+    # Where no host has the wanted role, another one is better than none: what else is wrong is told as well.
+    looking = config if not hosts or fitting(hosts, config.target) else dataclasses.replace(config, target="any")
+    facts = await examine(looking)
+    findings = [
+        *judge_hosts(hosts, config, config.processes, facts.limits),
+        *judge(facts, config, config.processes),
+    ]
     if args.idle is not None:
-        findings.append(await _idled(config, facts, args.idle))
-    return Server(key, config, config.processes, facts, findings)
+        findings.append(await _idled(looking, facts, args.idle))
+    return Server(key, config, config.processes, facts, hosts, findings)
 
 
 async def _idled(config: PoolConfig, facts: Facts, pause: float) -> Finding:
@@ -234,6 +243,7 @@ def _as_dict(report: Report) -> dict[str, Any]:
                     "at_most": most_for(server.facts, server.config, server.processes),
                 },
                 "facts": {**dataclasses.asdict(server.facts), "round_trip": server.facts.round_trip},
+                "hosts": [dataclasses.asdict(looked) for looked in server.hosts],
                 "findings": [dataclasses.asdict(finding) for finding in server.findings],
             }
             for server in report.servers

@@ -59,8 +59,9 @@ def load(name: str) -> Found:
     A function may have one argument, which aiohttp's own command line gives it: a list of arguments.
     """
     module_name, colon, attribute = name.partition(":")
+    shown = PASSWORD.sub(r"\1***\2", name)  # a DSN, by mistake
     if not (module_name and colon and attribute):
-        raise AppError(f"--app {name!r}: write module:name, as in service:app")
+        raise AppError(f"--app {shown!r}: write module:name, as in service:app")
     if "" not in sys.path:
         sys.path.insert(0, "")  # as `python -m` does
     try:
@@ -68,11 +69,11 @@ def load(name: str) -> Found:
             made: Any = _made(module_name, attribute)
     except (Exception, SystemExit) as error:
         said = PASSWORD.sub(r"\1***\2", f"{type(error).__name__}: {error}".strip())
-        raise AppError(f"--app {name!r} cannot be loaded: {said}") from error
+        raise AppError(f"--app {shown!r} cannot be loaded: {said}") from error
     if isinstance(made, web.AppRunner):
         return Found(made.app, made._shutdown_timeout)  # noqa: SLF001 - there is no other way to read it
     if not isinstance(made, web.Application):
-        raise AppError(f"--app {name!r} is {type(made).__name__}: it must be, or return, an Application or AppRunner")
+        raise AppError(f"--app {shown!r} is {type(made).__name__}: it must be, or return, an Application or AppRunner")
     return Found(made, None)
 
 

@@ -81,7 +81,9 @@ def _version(facts: Facts) -> Finding:
 
 def _role(facts: Facts, config: PoolConfig) -> Finding:
     name = "standby" if facts.standby else "primary"
-    if facts.standby and config.target in ("any", "primary") and not config.readonly:
+    if config.target in ("primary", "standby") and name != config.target:
+        return Finding("info", "role", name, f"looked at all the same: no host is a {config.target}")
+    if facts.standby and config.target == "any" and not config.readonly:
         return Finding(
             "warning", "role", name, "every write will fail: it is read-only",
             "target='primary' with all hosts in the DSN, or readonly=True for a scope that only reads",

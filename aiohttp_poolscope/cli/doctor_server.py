@@ -9,7 +9,7 @@ import statistics
 import time
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiohttp import web
 
@@ -19,11 +19,13 @@ from aiohttp_poolscope.errors import DatabaseUnavailable, PoolScopeError
 from aiohttp_poolscope.scope import PoolScope
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from aiohttp_poolscope.config import PoolConfig
 
-__all__ = ("Facts", "Setting", "examine", "idle_lost")
+__all__ = ("Facts", "Setting", "alone", "as_it_must_be", "examine", "idle_lost", "running")
+
+T = TypeVar("T")
 
 ROUND_TRIPS = 15
 ANSWER_LIMIT = 5.0
@@ -106,26 +108,26 @@ async def examine(config: PoolConfig) -> Facts:
     Raises DatabaseUnavailable where nothing answers, and whatever PostgreSQL says to a question.
     """
     refuses_options = False
-    alone = _alone(config)
+    own = alone(config)
     try:
-        asked = await _ask(alone)
+        asked = await _ask(own)
     except DatabaseUnavailable as error:
-        if config.pgbouncer or "pgbouncer=True" not in str(error):
+        if not _refused(config, error):
             raise
         refuses_options = True
-        alone = dataclasses.replace(alone, pgbouncer=True, readonly=False, reset="rollback")
-        asked = await _ask(alone)
+        own = _through_pooler(own)
+        asked = await _ask(own)
     nothing = dataclasses.replace(
-        alone, statement_timeout=None, idle_in_transaction_timeout=None, abandon_interval=None, readonly=False
+        own, statement_timeout=None, idle_in_transaction_timeout=None, abandon_interval=None, readonly=False
     )
-    async with _running(nothing) as scope:
+    async with running(nothing) as scope:
         without = _settings(await scope.fetch(SETTINGS))
     return Facts(**asked, refuses_options=refuses_options, without=without)
 
 
 async def idle_lost(config: PoolConfig, seconds: float) -> str | None:
     """Hold a connection idle for so long: what became of it, or None if it still answers."""
-    async with _running(dataclasses.replace(_alone(config), keepalive=None)) as scope, scope.acquire() as db:
+    async with running(dataclasses.replace(alone(config), keepalive=None)) as scope, scope.acquire() as db:
         await db.fetchval("SELECT 1")
         await asyncio.sleep(seconds)
         try:
@@ -135,7 +137,25 @@ async def idle_lost(config: PoolConfig, seconds: float) -> str | None:
     return None
 
 
-def _alone(config: PoolConfig) -> PoolConfig:
+async def as_it_must_be(config: PoolConfig, ask: Callable[[PoolConfig], Awaitable[T]]) -> T:
+    """Ask as the pool would; through a PgBouncer that refuses that, without what it refuses."""
+    try:
+        return await ask(config)
+    except DatabaseUnavailable as error:
+        if not _refused(config, error):
+            raise
+    return await ask(_through_pooler(config))
+
+
+def _refused(config: PoolConfig, error: DatabaseUnavailable) -> bool:
+    return not config.pgbouncer and "pgbouncer=True" in str(error)
+
+
+def _through_pooler(config: PoolConfig) -> PoolConfig:
+    return dataclasses.replace(config, pgbouncer=True, readonly=False, reset="rollback")
+
+
+def alone(config: PoolConfig) -> PoolConfig:
     """For one connection of the doctor's own, without the application's hooks."""
     return dataclasses.replace(
         config, minsize=0, maxsize=1, processes=1, budget_strict=False, budget=1.0, connect_at_start=True,
@@ -145,7 +165,8 @@ def _alone(config: PoolConfig) -> PoolConfig:
 
 
 @contextlib.asynccontextmanager
-async def _running(config: PoolConfig) -> AsyncIterator[PoolScope]:
+async def running(config: PoolConfig) -> AsyncIterator[PoolScope]:
+    """A scope with exactly these settings, for as long as the block runs."""
     scope = PoolScope.__new__(PoolScope)
     scope._set_config(config)  # noqa: SLF001 - a DSN would be taken apart and put together again, password and all
     async with contextlib.asynccontextmanager(scope.cleanup_ctx)(web.Application()):
@@ -153,7 +174,7 @@ async def _running(config: PoolConfig) -> AsyncIterator[PoolScope]:
 
 
 async def _ask(config: PoolConfig) -> dict[str, Any]:
-    async with _running(config) as scope, scope.acquire() as db:
+    async with running(config) as scope, scope.acquire() as db:
         number, version, standby, user, database, pid, superuser, encoding, sessions, stuck = await db.fetchrow(SERVER)
         limits = Limits(*await db.fetchrow(LIMITS))
         settings = _settings(await db.fetch(SETTINGS))

@@ -92,7 +92,9 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("\nstress: interrupted, nothing is proved", file=sys.stderr)
         return INTERRUPTED
-    except (NotTestableError, PoolScopeError, DatabaseError, OSError) as error:
+    except BrokenPipeError:  # of our own output: those of clients are told as what became of them
+        raise
+    except (NotTestableError, PoolScopeError, DatabaseError, OSError, UnicodeError) as error:
         print(f"stress: {str(error).strip() or repr(error)}", file=sys.stderr)
         return CANNOT_TELL
 
@@ -111,16 +113,25 @@ def _checked(args: argparse.Namespace) -> URL:
         raise NotTestableError("--header must be 'Name: value'")
     if not args.method.isalpha():
         raise NotTestableError(f"--method must be a word such as GET or POST, not {args.method!r}")
+    if args.dsn is not None and not args.dsn.strip():
+        raise NotTestableError(
+            "--dsn is empty: is the variable set that it comes from? Without --dsn nothing is watched"
+        )
+    url = _url(args.url)
+    _must_be_ours(url, owned=args.i_own_this_host)
+    return url
+
+
+def _url(text: str) -> URL:
     try:
-        url = URL(args.url)
-        port = url.port
+        url = URL(text)
+        host, port = url.host, url.port
     except ValueError as error:
         raise NotTestableError("the URL cannot be read: write http://127.0.0.1:8080/path") from error
-    if url.scheme not in ("http", "https") or not url.host or not port:
+    if url.scheme not in ("http", "https") or not host or not port:
         raise NotTestableError("the URL must begin with http:// or https:// and name a host")
     if url.user is not None or url.password is not None:
         raise NotTestableError("the URL has a user or a password in it: use --header 'Authorization: ...'")
-    _must_be_ours(url, owned=args.i_own_this_host)
     return url
 
 
@@ -129,6 +140,8 @@ def _must_be_ours(url: URL, *, owned: bool) -> None:
         found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise NotTestableError(f"{url.host} has no address: {error.strerror}") from error
+    except UnicodeError as error:
+        raise NotTestableError(f"{url.host} is no name of a host") from error
     addresses = sorted({str(each[4][0]) for each in found})
     if not owned and not all(ip_address(address.partition("%")[0]).is_loopback for address in addresses):
         raise NotTestableError(

@@ -54,7 +54,7 @@ class Client:
         self._method = method
         self._target = url.raw_path_qs
         self._headers = [f"Host: {url.host_port_subcomponent}", "User-Agent: aiohttp-poolscope-stress", *headers]
-        self._body = (data or "").encode()
+        self._body = (data or "").encode(errors="surrogateescape")  # bytes, as they were typed
         if data is not None and not any(line.lower().startswith("content-type:") for line in headers):
             kind = "application/json" if data[:1] in ("{", "[") else "application/x-www-form-urlencoded"
             self._headers.append(f"Content-Type: {kind}")

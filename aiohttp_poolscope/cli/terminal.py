@@ -24,14 +24,15 @@ STYLES = {
 
 
 def console() -> Console | None:
-    """The console of rich, where there is a terminal and rich; None means plain text."""
+    """The console of rich, where there is rich, and a terminal that can move its cursor; None means plain text."""
     if not sys.stdout.isatty():
         return None
     try:
         from rich.console import Console  # noqa: PLC0415 - an extra
     except ImportError:
         return None
-    return Console(highlight=False, soft_wrap=True)
+    on = Console(highlight=False, soft_wrap=True)
+    return None if on.is_dumb_terminal else on  # there rich's live views show nothing before their end
 
 
 def show(lines: Iterable[str], on: Console | None) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -61,11 +62,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Show pools until Ctrl-C, or once."""
     logging.basicConfig(level=logging.CRITICAL, format="%(message)s")
+    if not args.once and sys.stdout.isatty() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # What a shell without job control starts behind an & ignores Ctrl-C, and so would a view that has no other end.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         asyncio.run(_main(args))
     except KeyboardInterrupt:
         return WELL
-    except (UsageError, PageError, PoolScopeError, DatabaseError, OSError) as error:
+    except (UsageError, PageError, PoolScopeError, DatabaseError, OSError, UnicodeError) as error:
         if isinstance(error, BrokenPipeError):
             raise
         print(f"top: {str(error).strip() or repr(error)}", file=sys.stderr)
@@ -124,8 +128,8 @@ def _headers(lines: list[str]) -> dict[str, str]:
     found = {}
     for line in lines:
         name, colon, value = line.partition(":")
-        if not (name.strip() and colon) or "\n" in line or "\r" in line:
-            raise UsageError("--header must be one line, 'Name: value'")
+        if not (name.strip() and colon) or "\n" in line or "\r" in line or not line.isascii():
+            raise UsageError("--header must be one line of ASCII, 'Name: value'")
         found[name.strip()] = value.strip()
     return found
 

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
+import threading
 import time
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .top_view import PageView
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from yarl import URL
 
 __all__ = ("Page", "PageError")
+
+T = TypeVar("T")
 
 AT_ONCE = 4
 """Questions at each look, each on a connection of its own: the kernel chooses who answers, so it takes some to meet
 all workers."""
 
 PATIENCE = 3.0
+"""Seconds for an answer, all of it."""
+
 LARGEST = 10_000_000
 """Bytes of an answer."""
 
@@ -64,12 +73,12 @@ class Page:
         return PageView(str(self._url.parent), [state for _, state in self._workers.values()], problem)
 
     async def _ask(self) -> dict[str, Any]:
-        # In a thread, which ends by itself: Ctrl-C then waits for nobody's goodbye.
         try:
-            status, body = await asyncio.to_thread(self._get)
+            async with asyncio.timeout(PATIENCE):
+                status, body = await _aside(self._get)
         except TimeoutError as error:
             raise PageError(f"no answer from {self._url} within {PATIENCE:g} s") from error
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, UnicodeError, http.client.HTTPException) as error:
             raise PageError(f"{self._url} cannot be reached: {error}") from error
         return self._read(status, body)
 
@@ -98,3 +107,27 @@ class Page:
         except (ValueError, KeyError, TypeError) as error:
             raise PageError(f"{self._url} is not the page of setup_dashboard: it answers something else") from error
         return state
+
+
+async def _aside(work: Callable[[], T]) -> T:
+    """Do what blocks in a thread that nobody waits for: a host that never answers must not hold up Ctrl-C.
+
+    The threads of ``asyncio.to_thread`` are waited for, by ``asyncio.run`` and by the interpreter at its end.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def told(tell: Callable[[], None]) -> None:
+        if not done.done():  # given up meanwhile
+            tell()
+
+    def run() -> None:
+        try:
+            tell = partial(done.set_result, work())
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the asker's
+            tell = partial(done.set_exception, error)
+        with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+            loop.call_soon_threadsafe(told, tell)
+
+    threading.Thread(target=run, name="poolscope-top", daemon=True).start()
+    return await done

@@ -36,12 +36,20 @@ runpy.run_path(program, run_name="__main__")
 """Runs a program as `python program.py` does, but at a port that is free."""
 
 CONTROLLED = """
-import fcntl, os, sys, termios
+import fcntl, os, signal, sys, termios
 os.setsid()
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGINT, signal.Handlers[sys.argv[1]])
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+"""Makes the terminal the one whose Ctrl-C is a signal, and says what that does at first: tests that are run in the
+background ignore it, and would hand that on."""
+
+INTERRUPTIBLE = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.execv(sys.argv[1], sys.argv[1:])
 """
-"""Makes the terminal the one whose Ctrl-C is a signal."""
 
 
 def environment(**more: str | None) -> dict[str, str]:
@@ -55,6 +63,11 @@ def environment(**more: str | None) -> dict[str, str]:
 def command(*arguments: str) -> list[str]:
     """How the command is run, with warnings as errors."""
     return [sys.executable, "-W", "error", "-m", "aiohttp_poolscope", *arguments]
+
+
+def interruptible(*arguments: str) -> list[str]:
+    """The same, with the SIGINT of a program that was started in the foreground."""
+    return [sys.executable, "-c", INTERRUPTIBLE, *command(*arguments)]
 
 
 def run(*arguments: str, cwd: Path = REPOSITORY, **more: str | None) -> subprocess.CompletedProcess[str]:
@@ -105,14 +118,14 @@ def service(program: Path, database: Database, *, cancelling: bool = False) -> I
 
 
 class Terminal:
-    """The command in a terminal of 24 lines and 100 columns."""
+    """The command in a terminal of 24 lines and so many columns; ``background``: as a script starts it with an &."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, background: bool = False, columns: int = 100, **environ: str | None) -> None:
         self._master, slave = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", CONTROLLED, *command(*arguments)],
+            [sys.executable, "-c", CONTROLLED, "SIG_IGN" if background else "SIG_DFL", *command(*arguments)],
             cwd=REPOSITORY,
-            env=environment(TERM="xterm", COLUMNS="100", LINES="24", NO_COLOR=None),
+            env=environment(**{"TERM": "xterm", "COLUMNS": str(columns), "LINES": "24", "NO_COLOR": None, **environ}),
             stdin=slave,
             stdout=slave,
             stderr=slave,

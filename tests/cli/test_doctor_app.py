@@ -205,6 +205,8 @@ def test_a_dsn_beside_it_is_looked_at_instead(
         ("nowhere_at_all:app", "No module named 'nowhere_at_all'"),
         ("served", "module:name"),
         (":app", "module:name"),
+        ("postgresql://me:hunter2@db/app", "'postgresql://me:***@db/app'"),
+        ("password=hunter2", "module:name"),
     ],
 )
 def test_what_cannot_be_loaded(

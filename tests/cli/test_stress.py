@@ -155,13 +155,41 @@ def test_off_a_terminal_it_is_plain_text(healthy: str) -> None:
     assert done.stdout.splitlines()[-1].startswith("Healthy: ")
 
 
-def test_ctrl_c_has_proved_nothing(healthy: str) -> None:
-    """Interrupted, it says so and ends with 130."""
-    with Terminal("stress", healthy) as terminal:
-        terminal.until("Normal load")
+@pytest.mark.parametrize(
+    "phase", ["Normal load, ", "90% of the clients leave", "30 slow clients", "A pause", "Normal load again"]
+)
+def test_ctrl_c_has_proved_nothing(healthy: str, database: Database, phase: str) -> None:
+    """Interrupted in whichever phase, it says so and ends with 130, without a traceback."""
+    with Terminal("stress", healthy, "--duration", "1", "--pause", "1", "--dsn", database.dsn) as terminal:
+        terminal.until(phase)
         terminal.key("\x03")
         terminal.until("interrupted, nothing is proved")
         assert terminal.end() == INTERRUPTED
+        assert "Traceback" not in terminal.output
+
+
+def test_a_body_is_sent_as_it_was_typed(healthy: str) -> None:
+    """Bytes that are no UTF-8 are no reason to fail: they are sent as they are."""
+    body = b"\xff".decode(errors="surrogateescape")
+    done = run("stress", healthy, "--duration", "0.5", "--pause", "0", "--slow", "2", "--data", body)
+    assert (done.returncode, done.stderr) == (HEALTHY, "")
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_a_reader_that_has_seen_enough(healthy: str, form: tuple[str, ...]) -> None:
+    """`stress | head -1` ends by itself with 0, without a complaint, also where there is more to come."""
+    with subprocess.Popen(
+        command("stress", healthy, "--duration", "0.5", "--pause", "0", "--slow", "2", *form),
+        env=environment(),
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr is not None
+        assert (process.wait(LIMIT), process.stderr.read()) == (HEALTHY, b"")
 
 
 def test_a_service_that_ends_is_sick(database: Database) -> None:
@@ -199,6 +227,9 @@ def test_a_service_that_ends_is_sick(database: Database) -> None:
         (("http://127.0.0.1/", "--header", "A: b\r\nC: d"), "one line"),
         (("http://127.0.0.1/", "--method", "GET /x"), "--method"),
         (("http://127.0.0.1/", "--dsn", "postgresql://me:hunter2@127.0.0.1:1/x"), "127.0.0.1:1"),
+        (("http://127.0.0.1/", "--dsn", ""), "--dsn is empty"),
+        (("http://..../",), "is no name of a host"),
+        (("http://xn--/",), "cannot be read"),
         ((), "URL"),
     ],
 )

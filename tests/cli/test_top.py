@@ -26,7 +26,7 @@ from aiohttp_poolscope.cli.top import CANNOT_TELL, WELL
 from aiohttp_poolscope.cli.top_view import PageView
 from tests.conftest import DEADLINE
 
-from .programs import REPOSITORY, START_LIMIT, Terminal, command, environment, run
+from .programs import REPOSITORY, START_LIMIT, Terminal, command, environment, interruptible, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -185,7 +185,7 @@ def test_live_on_a_terminal(board: Board, database: Database) -> None:
 def test_live_for_programs(board: Board) -> None:
     """Without a terminal, --json is one document a line, until it is interrupted: exit code 0, nothing on stderr."""
     with subprocess.Popen(
-        command("top", board.url, "--json", "--interval", "0.05"),
+        interruptible("top", board.url, "--json", "--interval", "0.05"),
         cwd=REPOSITORY,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -330,6 +330,7 @@ def test_who_waits_and_what_is_wrong_is_said() -> None:
         ("http://127.0.0.1:1/_pool", "cannot be reached"),
         ("http://", "has no host"),
         ("http://[", "cannot be read"),
+        ("http://..../_pool", "cannot be reached"),
         ("http://me:hunter2@127.0.0.1/_pool", "--header 'Authorization"),
         ("localhost:8080", "a page begins with http://"),
         ("postgresql://me:hunter2@127.0.0.1:1/x", "127.0.0.1:1"),
@@ -356,7 +357,9 @@ def test_a_header_may_let_one_in(board: Board, capsys: pytest.CaptureFixture[str
     assert "404" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("options", [("--interval", "0"), ("--interval", "nan"), ("--header", "nonsense")])
+@pytest.mark.parametrize(
+    "options", [("--interval", "0"), ("--interval", "nan"), ("--header", "nonsense"), ("--header", "X: é")]
+)
 def test_bad_options(options: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     """Refused before anything is asked."""
     assert main(["top", "http://127.0.0.1:1/", *options]) == CANNOT_TELL
