@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import TYPE_CHECKING
 
 import psycopg2
 import pytest
 
-from .conftest import DATABASE, DEADLINE, Database, Serve, Served
+from .conftest import DATABASE, Database, Serve, Served
 from .test_examples import load
-from .wire import Wire, wired_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from aiohttp_poolscope.contrib.testing.faults import Faults
+
+pytestmark = pytest.mark.usefixtures("poolscope_audit")
 
 ORDERS = {"1": "hello", "2": "world"}
 
@@ -32,22 +34,15 @@ def archive(database: Database) -> Iterator[Database]:
     database.sql(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-@pytest.fixture
-def wire(archive: Database) -> Iterator[Wire]:
-    """The way to it, which can be cut."""
-    with wired_to(archive.dsn) as wire:
-        yield wire
-
-
 async def post(served: Served, path: str = "", **form: str) -> int:
     async with served.client.post(served.url / path, data=form) as response:
         return response.status
 
 
-async def test_two_databases(dsn: str, serve: Serve, database: Database, archive: Database, wire: Wire) -> None:
+async def test_two_databases(dsn: str, serve: Serve, database: Database, archive: Database) -> None:
     """Each has its own tables; an order moves from one to the other, once, whoever asks how often."""
     example = load("several_databases")
-    app = example.make_app(dsn, wire.dsn)
+    app = example.make_app(dsn, archive.dsn)
     async with serve(app) as served:
         assert [await post(served, text=text) for text in ORDERS.values()] == [201, 201]
         assert json.loads((await served.get())[1]) == ORDERS
@@ -61,30 +56,29 @@ async def test_two_databases(dsn: str, serve: Serve, database: Database, archive
         assert one.sql("SELECT to_regclass(%s)", other) == [(None,)]
 
 
-async def test_the_second_is_away(dsn: str, serve: Serve, database: Database, archive: Database, wire: Wire) -> None:
-    """Who does not need it is served; who does gets 503, and nothing is lost in between."""
+async def test_the_second_is_away(
+    dsn: str, serve: Serve, database: Database, archive: Database, poolscope_faults: Faults
+) -> None:
+    """Who does not need it is served; who does gets 503, nothing is lost in between, and then all is as before."""
     example = load("several_databases")
-    app = example.make_app(dsn, wire.dsn)
+    app = example.make_app(dsn, archive.dsn)
     async with serve(app) as served:
         assert await post(served, text="hello") == 201
-        wire.refuse()
-        wire.cut()
-        for _ in range(7):  # through the closed and the open breaker
-            assert await post(served, "1/archive") == 503
-        assert json.loads((await served.get())[1]) == {"1": "hello"}
-        assert app[example.DB].stats().dead == 0
-        wire.accept()
-        async with asyncio.timeout(DEADLINE):
-            while await post(served, "1/archive") != 204:
-                assert database.sql("SELECT count(*) FROM poolscope_orders") == [(1,)]
+        async with poolscope_faults.database_away(app[example.ARCHIVE]):
+            for _ in range(7):  # through the closed and the open breaker
+                assert await post(served, "1/archive") == 503
+            assert json.loads((await served.get())[1]) == {"1": "hello"}
+            assert app[example.DB].stats().dead == 0
+            assert database.sql("SELECT count(*) FROM poolscope_orders") == [(1,)]
+        assert await post(served, "1/archive") == 204
     assert archive.sql("SELECT * FROM poolscope_archive") == [(1, "hello")]
     assert database.sql("SELECT count(*) FROM poolscope_orders") == [(0,)]
 
 
-async def test_an_end_in_between(dsn: str, serve: Serve, database: Database, archive: Database, wire: Wire) -> None:
+async def test_an_end_in_between(dsn: str, serve: Serve, database: Database, archive: Database) -> None:
     """If the second step fails after the first is done, the order is in both; asked again, it is in one."""
     example = load("several_databases")
-    async with serve(example.make_app(dsn, wire.dsn)) as served:
+    async with serve(example.make_app(dsn, archive.dsn)) as served:
         assert await post(served, text="hello") == 201
         database.sql(
             "CREATE FUNCTION stop() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''no''; END';"

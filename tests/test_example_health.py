@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from aiohttp import web
 
 import aiohttp_poolscope as poolscope
@@ -15,6 +16,8 @@ from .wire import wired
 
 if TYPE_CHECKING:
     from .conftest import Database, Serve
+
+pytestmark = pytest.mark.usefixtures("poolscope_audit")
 
 
 async def test_health(dsn: str, serve: Serve, database: Database) -> None:

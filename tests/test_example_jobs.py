@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from .conftest import Database, Serve, Served
 
+pytestmark = pytest.mark.usefixtures("poolscope_audit")
+
 
 @pytest.fixture
 def example() -> ModuleType:

@@ -7,19 +7,22 @@ import contextlib
 import json
 from typing import TYPE_CHECKING
 
+import pytest
 from aiohttp import WSCloseCode
 
 from .conftest import DEADLINE, until
 from .test_examples import load
-from .wire import wired
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    import pytest
     from aiohttp import ClientWebSocketResponse, web
 
+    from aiohttp_poolscope.contrib.testing.faults import Faults
+
     from .conftest import Database, Serve, Served
+
+pytestmark = pytest.mark.usefixtures("poolscope_audit")
 
 example = load("listen_notify")
 MISSED = example.MISSED
@@ -100,24 +103,22 @@ async def test_the_connection_is_lost(
 
 
 async def test_the_database_is_away_for_a_while(
-    serve: Serve, dsn: str, database: Database, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, dsn: str, database: Database, poolscope_faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It listens again by itself, however many attempts it takes; who wants to send meanwhile is told so."""
     monkeypatch.setattr(example, "PAUSE", 0.01)
-    with wired(database) as wire:
-        app = example.make_app(wire.dsn)
-        async with serve(app) as served, guests(served, 2) as everybody:
-            await begun(database, (app, everybody))
-            wire.refuse()
-            wire.cut()
+    app = example.make_app(dsn)
+    away = poolscope_faults.database_away
+    async with serve(app) as served, guests(served, 2) as everybody:
+        await begun(database, (app, everybody))
+        async with away(app[example.SCOPE]), away(app[example.LISTENER]):
             await until(lambda: app[example.LISTENER].stats().connect_failed > 5, "several failures")
             await everybody[0].socket.send_str("nobody hears me")
             await until(lambda: everybody[0].got, "the answer")
             assert json.loads(everybody[0].got[0]) == {"error": "database-unavailable"}
-            wire.accept()
-            await until(lambda: MISSED in everybody[1].got, "the news of it")
-            database.sql("NOTIFY poolscope_room, 'hello again'")
-            await until(lambda: all(guest.got[-1] == "hello again" for guest in everybody), "what was said then")
+        await until(lambda: MISSED in everybody[1].got, "the news of it")
+        database.sql("NOTIFY poolscope_room, 'hello again'")
+        await until(lambda: all(guest.got[-1] == "hello again" for guest in everybody), "what was said then")
 
 
 async def test_who_does_not_read_holds_up_nobody(

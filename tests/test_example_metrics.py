@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from aiohttp import web
 from prometheus_client import REGISTRY
 
@@ -15,6 +16,8 @@ from .test_examples import load
 
 if TYPE_CHECKING:
     from .conftest import Database, Serve
+
+pytestmark = pytest.mark.usefixtures("poolscope_audit")
 
 
 async def test_metrics(dsn: str, serve: Serve) -> None:

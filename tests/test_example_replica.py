@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from .conftest import Serve
 
+pytestmark = pytest.mark.usefixtures("poolscope_audit")
+
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Pair]:

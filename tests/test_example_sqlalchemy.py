@@ -17,6 +17,8 @@ from .test_examples import load
 if TYPE_CHECKING:
     from .conftest import Database, Serve
 
+pytestmark = pytest.mark.usefixtures("poolscope_audit")
+
 
 async def test_sqlalchemy_core(dsn: str, serve: Serve, database: Database) -> None:
     """Conditions as the request has them, an upsert, values with every dangerous character, all in one pool."""

@@ -11,12 +11,15 @@ import aiohttp_poolscope as poolscope
 
 from .conftest import DEADLINE, until
 from .test_examples import load
-from .wire import wired
 
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from aiohttp_poolscope.contrib.testing.faults import Faults
+
     from .conftest import Database, Serve, Served
+
+pytestmark = pytest.mark.usefixtures("poolscope_audit")
 
 CLIENTS = 30
 PATIENT: dict[str, Any] = {"queue_target": None, "acquire_timeout": 2 * DEADLINE}
@@ -134,21 +137,19 @@ async def test_a_client_that_leaves(
 
 
 async def test_the_database_is_away_for_a_while(
-    serve: Serve, example: ModuleType, dsn: str, database: Database
+    serve: Serve, example: ModuleType, dsn: str, database: Database, poolscope_faults: Faults
 ) -> None:
     """A stream knows nothing of it but a pause; what came meanwhile is sent afterwards."""
-    with wired(database) as wire:
-        app = example.make_app(wire.dsn)
-        async with serve(app) as served:
-            stays = Reader(served)
-            task = asyncio.create_task(stays.read())
-            await until(lambda: stays.comments, "the first look")
-            wire.refuse()
-            wire.cut()
+    app = example.make_app(dsn)
+    async with serve(app) as served:
+        stays = Reader(served)
+        task = asyncio.create_task(stays.read())
+        await until(lambda: stays.comments, "the first look")
+        async with poolscope_faults.database_away(app[example.SCOPE]):
             await until(lambda: app[example.SCOPE].stats().failed > 2, "looks in vain")
             database.sql("INSERT INTO poolscope_news (text) VALUES ('meanwhile')")
-            wire.accept()
-            await until(lambda: stays.got == ["meanwhile"], "the event")
-            assert not task.done()
-            await served.runner.cleanup()
-            await task
+            assert stays.got == []
+        await until(lambda: stays.got == ["meanwhile"], "the event")
+        assert not task.done()
+        await served.runner.cleanup()
+        await task

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from .conftest import Database, Serve, Served
 
+audited = pytest.mark.usefixtures("poolscope_audit")
+"""Not for the attacks: they leave transactions open on purpose, which is what it would find."""
+
 PASSWORD = "only-for-this-test"
 REQUESTS = 300
 OTHER = {"ann": "bob", "bob": "ann"}
@@ -159,6 +162,7 @@ async def crowd(served: Served, attacks: Attacks) -> None:
     await asyncio.gather(*attacks.tasks)
 
 
+@audited
 async def test_two_tenants(dsn: str, serve: Serve, example: ModuleType) -> None:
     """Each sees and writes its own; who has no tenant sees nothing, in a request or beside one."""
     app, attacks = make(example, dsn)
@@ -179,6 +183,7 @@ async def test_two_tenants(dsn: str, serve: Serve, example: ModuleType) -> None:
         example.TENANT.reset(token)
 
 
+@audited
 async def test_each_request_has_a_tenant_of_its_own(dsn: str, serve: Serve, example: ModuleType) -> None:
     """On one kept connection none is left by the request before; it is still there when a body is written at last."""
     app, attacks = make(example, dsn)
@@ -204,6 +209,7 @@ async def test_each_request_has_a_tenant_of_its_own(dsn: str, serve: Serve, exam
     assert before == [""] * 4
 
 
+@audited
 async def test_in_the_wrong_order_nobody_sees_anything(dsn: str, serve: Serve, example: ModuleType) -> None:
     """Borrowed before it is known who asks, a connection shows nothing: a mistake that is seen at once."""
     app, _ = make(example, dsn, maxsize=1)
@@ -213,6 +219,7 @@ async def test_in_the_wrong_order_nobody_sees_anything(dsn: str, serve: Serve, e
             assert await served.get(headers=bearer(tenant)) == (200, "[]")
 
 
+@audited
 async def test_nobody_is_mightier_than_the_policy(dsn: str, serve: Serve, example: ModuleType) -> None:
     """A superuser, whom no policy binds, cannot start the service; its role cannot become another one."""
     with pytest.raises(poolscope.PoolScopeError, match="row-level security"):

@@ -3,57 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
-import select
-import signal
-import socket
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
-from .test_examples import EXAMPLES, RUN, START_LIMIT, none_left
+from .test_examples import script
 
 if TYPE_CHECKING:
     from .conftest import Database
 
-REQUEST = b"GET /report HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-
 
 def test_tracing(database: Database) -> None:
     """Of two requests at once one has a wait in its trace, and what was measured is printed at the end."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", RUN, str(listener.fileno()), str(EXAMPLES / "tracing.py")],
-            env=os.environ | {"DATABASE_URL": database.dsn, "PYTHONUNBUFFERED": "1"},
-            cwd=EXAMPLES.parent,
-            pass_fds=[listener.fileno()],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            assert process.stdout is not None
-            assert select.select([process.stdout], [], [], START_LIMIT)[0]
-            clients = [socket.create_connection(listener.getsockname()) for _ in range(2)]
-            for client in clients:
-                client.sendall(REQUEST)
-            answers = [b"".join(iter(lambda: client.recv(4096), b"")) for client in clients]  # noqa: B023
-            for client in clients:
-                client.close()
-            process.send_signal(signal.SIGINT)
-            printed, errors = process.communicate(timeout=START_LIMIT)
-        finally:
-            process.kill()
-            process.communicate()
+    with script("tracing.py", database) as running:
+        answers = running.ask("/report", count=2)
     assert [answer[:13] for answer in answers] == [b"HTTP/1.1 200 "] * 2
-    assert (process.returncode, errors) == (0, "")
-    found = [json.loads(text) for text in objects(printed)]
+    found = [json.loads(text) for text in objects(running.printed)]
     spans = {each["context"]["span_id"]: each for each in found if "context" in each}
     [wait] = [span for span in spans.values() if span["name"] == "poolscope wait db"]
     assert spans[wait["parent_id"]]["kind"] == "SpanKind.SERVER"
     assert wait["attributes"]["poolscope.waited"] > 0.001
-    assert "db.client.connection.wait_time" in printed
-    assert none_left(database)
+    assert "db.client.connection.wait_time" in running.printed
 
 
 def objects(printed: str) -> list[str]:

@@ -6,12 +6,15 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
+import pytest
 
 from .conftest import until
 from .test_examples import load
 
 if TYPE_CHECKING:
     from .conftest import Database, Serve
+
+pytestmark = pytest.mark.usefixtures("poolscope_audit")
 
 
 async def test_it_is_tried_again(dsn: str, serve: Serve, database: Database) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import json
 import os
@@ -13,6 +14,8 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +25,15 @@ from aiohttp import WSCloseCode, web
 from .conftest import DEADLINE, Database, Serve, until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import ModuleType
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py") if not path.name.endswith(".conf.py"))
 START_LIMIT = 30.0
+
+audited = pytest.mark.usefixtures("poolscope_audit")
+"""For those that run in this process: what a script leaves behind is seen by its exit, and on the server."""
 
 RUN = """
 import functools, runpy, socket, sys
@@ -63,9 +70,25 @@ def test_each_example_has_a_test() -> None:
     assert [stem for stem in stems if not any(form.format(stem) in written for form in known)] == []
 
 
-@pytest.mark.parametrize("name", [name for name in SCRIPTS if "web.run_app(" in (EXAMPLES / name).read_text()])
-def test_it_runs_as_a_script(name: str, database: Database) -> None:
-    """`python examples/x.py` serves, and Ctrl-C ends it: exit code 0, no warning, no backend left."""
+@dataclass
+class Script:
+    """An example that runs as a program of its own. What it has printed is known when it has ended."""
+
+    address: tuple[str, int]
+    printed: str = ""
+
+    def ask(self, path: str, count: int = 1) -> list[bytes]:
+        """The whole answers to so many requests that are under way at once."""
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(socket.create_connection(self.address)) for _ in range(count)]
+            for client in clients:
+                client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            return [b"".join(iter(partial(client.recv, 4096), b"")) for client in clients]
+
+
+@contextlib.contextmanager
+def script(name: str, database: Database) -> Iterator[Script]:
+    """`python examples/x.py`, ended by Ctrl-C after the block: exit code 0, no warning, no backend left."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         process = subprocess.Popen(
             [sys.executable, "-W", "error", "-c", RUN, str(listener.fileno()), str(EXAMPLES / name)],
@@ -80,12 +103,10 @@ def test_it_runs_as_a_script(name: str, database: Database) -> None:
             assert process.stdout is not None
             assert select.select([process.stdout], [], [], START_LIMIT)[0]
             assert "Running on" in process.stdout.readline()
-            assert database.backends()
-            with socket.create_connection(listener.getsockname()) as client:
-                client.sendall(b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-                assert re.match(rb"HTTP/1.1 40\d ", client.recv(4096))
+            running = Script(listener.getsockname())
+            yield running
             process.send_signal(signal.SIGINT)
-            _, errors = process.communicate(timeout=START_LIMIT)
+            running.printed, errors = process.communicate(timeout=START_LIMIT)
         finally:
             process.kill()
             process.communicate()
@@ -93,6 +114,16 @@ def test_it_runs_as_a_script(name: str, database: Database) -> None:
     assert none_left(database)
 
 
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if "web.run_app(" in (EXAMPLES / name).read_text()])
+def test_it_runs_as_a_script(name: str, database: Database) -> None:
+    """Each of them serves, over a connection it has opened at start, and ends as it should."""
+    with script(name, database) as running:
+        assert database.backends()
+        [answer] = running.ask("/nowhere")
+        assert re.match(rb"HTTP/1.1 40\d ", answer)
+
+
+@audited
 async def test_basic(dsn: str, serve: Serve) -> None:
     """request["db"] answers, a slow statement is a 504, and a route without a connection works."""
     async with serve(load("basic").make_app(dsn)) as served:
@@ -103,6 +134,7 @@ async def test_basic(dsn: str, serve: Serve) -> None:
         assert "no connection" in (await served.get("/version"))[1]
 
 
+@audited
 async def test_explicit_pair(dsn: str, serve: Serve, database: Database) -> None:
     """Two pools side by side, each request in one of them, inside a middleware that sees every answer."""
     async with serve(load("explicit_pair").make_app(dsn)) as served:
@@ -115,6 +147,7 @@ async def test_explicit_pair(dsn: str, serve: Serve, database: Database) -> None
         assert len(database.backends()) == 2
 
 
+@audited
 async def test_transactions(dsn: str, serve: Serve, database: Database) -> None:
     """What is refused is rolled back, and many who move coins at once lose none."""
     async with serve(load("transactions").make_app(dsn)) as served:
@@ -134,6 +167,7 @@ async def test_transactions(dsn: str, serve: Serve, database: Database) -> None:
     assert database.sql("SELECT sum(coins) FROM poolscope_jars") == [(200,)]
 
 
+@audited
 async def test_background_task(dsn: str, serve: Serve, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """It measures again and again, holds nothing in between, survives a lost connection, and ends with the app."""
     example = load("background_task")
@@ -152,6 +186,7 @@ async def test_background_task(dsn: str, serve: Serve, database: Database, monke
     assert latest.rounds == rounds
 
 
+@audited
 async def test_background_task_ends_when_the_drain_is_first(dsn: str, serve: Serve) -> None:
     """A pool that closes before the task is cancelled ends it quietly."""
     example = load("background_task")
@@ -162,6 +197,7 @@ async def test_background_task_ends_when_the_drain_is_first(dsn: str, serve: Ser
         await asyncio.wait_for(example.measure(scope, example.Latest()), DEADLINE)
 
 
+@audited
 async def test_streaming_export(dsn: str, serve: Serve) -> None:
     """Both exports are complete, and a client that does not read the small one pins no connection."""
     example = load("streaming_export")
@@ -190,6 +226,7 @@ async def test_streaming_export(dsn: str, serve: Serve) -> None:
         await until(lambda: (scope.stats().in_use, scope._pool.attached) == (0, 0), "the end of both")
 
 
+@audited
 async def test_websocket(dsn: str, serve: Serve, database: Database) -> None:
     """Messages are answered one by one with nothing held in between, and the end is said goodbye to."""
     example = load("websocket")
@@ -206,6 +243,7 @@ async def test_websocket(dsn: str, serve: Serve, database: Database) -> None:
         assert message.data == WSCloseCode.GOING_AWAY
 
 
+@audited
 async def test_gunicorn_app(dsn: str, serve: Serve) -> None:
     """The same app without gunicorn."""
     async with serve(load("gunicorn_app").make_app(dsn)) as served:
