@@ -65,7 +65,7 @@ async def test_state(dsn: str, serve: Serve) -> None:
     app = App(dsn)
     async with serve(app.web) as served:
         before = await state(served)
-        assert before.keys() == {"worker", "scopes"}
+        assert before.keys() == {"at", "worker", "scopes"}
         assert before["worker"].keys() == {"pid", "started", "workers"}
         (scope,) = before["scopes"]
         assert scope["key"] == "db"

@@ -6,7 +6,8 @@ import json
 import re
 from typing import Any
 
-from aiohttp_poolscope.contrib.prometheus import METRICS
+from aiohttp_poolscope.breaker import BreakerState
+from aiohttp_poolscope.contrib.prometheus import METRICS, STATES
 from tests.test_docs import ROOT, names, section, table
 
 EXAMPLES = ROOT / "examples" / "prometheus"
@@ -74,3 +75,20 @@ def test_the_dashboard_is_whole() -> None:
             wanted = 'job=~"$job", db_client_connection_pool_name=~"$pool"'
             assert selectors, panel["title"]
             assert all(selector.startswith(wanted) for selector in selectors), panel["title"]
+
+
+def test_no_colour_is_an_accident() -> None:
+    """Numbers have thresholds of their own, as Grafana's are red from 80; only a state's own name gives it a colour."""
+    named: dict[str, set[str]] = {}
+    for panel in panels():
+        if panel["type"] in {"stat", "gauge"}:
+            assert panel["fieldConfig"]["defaults"]["thresholds"]["steps"][0]["value"] is None, panel["title"]
+            named[panel["title"]] = {each["matcher"]["options"] for each in panel["fieldConfig"]["overrides"]}
+    assert named == {
+        "Utilisation": set(),
+        "Scopes by state": {"starting", "serving", "draining"},
+        "Breakers by state": {"closed", "half-open", "open"},
+        "Longest now": set(),
+    }
+    assert named["Scopes by state"] < set(STATES)
+    assert named["Breakers by state"] == set(BreakerState)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -147,6 +148,7 @@ class _Dashboard:
 
     def _state(self) -> dict[str, Any]:
         return {
+            "at": round(time.time(), 3),
             "worker": {"pid": os.getpid(), "started": round(self.sampler.started, 3), "workers": self._workers},
             "scopes": [state_of(*each) for each in zip(self._recorders, self._seats, strict=True)],
         }

@@ -23,6 +23,9 @@ REFUSALS = ("timed_out", "refused", "shed")
 NORMAL_WAIT = 0.1
 """Seconds a wait may last where ``queue_target`` is None: its default."""
 
+LONGEST_NAME = 40
+"""Characters of a route or a task that the headline has room for."""
+
 STALL_MARGIN = 2.0
 """Seconds after the longest statement within which some connection must have come back."""
 
@@ -84,6 +87,12 @@ def _many(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
+def _shortened(name: str) -> str:
+    """Its beginning and its end, which tell routes apart."""
+    half = LONGEST_NAME // 2
+    return name if len(name) <= LONGEST_NAME else f"{name[: half - 1]}…{name[-half:]}"
+
+
 def _begins_or_ends(facts: Facts) -> Verdict | None:
     stats = facts.stats
     if facts.state == "starting":
@@ -131,15 +140,15 @@ def _leaked(facts: Facts) -> Verdict | None:
     if not facts.leaks:
         return None
     first = facts.leaks[0]
-    who = f"{first.method} {first.route}" if first.method and first.route else (first.task or "a task")
+    who = _shortened(f"{first.method} {first.route}" if first.method and first.route else (first.task or "a task"))
     count = len(facts.leaks)
     text = f"{_many(count, 'connection')} leaked: {who} has held {'it' if count == 1 else 'one'} for "
     text += seconds(first.held)
     pressing = _pressing(facts)
     if pressing:
         text += f", {facts.stats.waiting:,} waiting"
-    advice = "Held for longer than leak_threshold. Below is where it was borrowed: give it back there earlier, or "
-    advice += "set max_lease to have it taken away."
+    advice = "For longer than leak_threshold. Below is where it was borrowed: give it back there earlier, or set "
+    advice += "max_lease to have it taken away."
     return Verdict("bad" if pressing else "warn", "leaked", text, advice)
 
 

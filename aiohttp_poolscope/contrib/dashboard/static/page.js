@@ -4,6 +4,9 @@
 const SAMPLES = 900;
 const SHORTEST = 120; // seconds on a time axis: two minutes, while there is less to show
 const MARKS = { ok: "✓", info: "i", warn: "!", bad: "✕" };
+const STAYS = 3; // messages: what is gone before is not announced
+const SKEW = 10; // seconds between two clocks that are worth a word
+const ROWS = 100; // of leases
 const WORST = ["ok", "info", "warn", "bad"];
 
 const $ = (id) => document.getElementById(id);
@@ -53,7 +56,6 @@ const shortened = (where) => where.replace(/^\S*?([^/\\\s]+[/\\][^/\\\s]+:\d+ in
 
 let told = null; // the last message
 let chosen = decodeURIComponent(location.hash.slice(1));
-let heard = 0; // when
 const history = new Map(); // of each pool: columns
 
 function remember(message) {
@@ -74,7 +76,20 @@ const worst = () => told.scopes.reduce((a, b) => (WORST.indexOf(b.verdict.level)
 
 /* The headline */
 
-let announced = "";
+let announced = null; // what a screen reader was told last
+let latest = ""; // the matter of the last message
+let lasted = 0; // messages in a row that had it
+
+// It is told when the matter changes, not each second that its numbers do. What gets worse is told at once, all else
+// when it has lasted: a pool at its limit is in and out of trouble each second.
+function announce(matter, level, text) {
+  const rank = WORST.indexOf(level);
+  lasted = matter === latest ? lasted + 1 : 1;
+  latest = matter;
+  if (matter === announced?.matter || (rank <= (announced?.rank ?? 0) && lasted < STAYS)) return;
+  if (announced || rank) write($("announce"), text);
+  announced = { matter, rank };
+}
 
 function drawVerdict() {
   const scope = worst();
@@ -86,12 +101,7 @@ function drawVerdict() {
   mark($("verdict"), "data-level", level);
   mark($("verdict"), "data-kind", kind);
   document.title = `${MARKS[level] ?? ""} ${several ? `${scope.key}: ` : ""}${text.split(":")[0]} – pools`;
-  // A screen reader is told when the matter changes, not each second that its numbers do.
-  const matter = `${scope.key} ${level} ${kind}`;
-  if (matter !== announced) {
-    if (announced || level !== "ok") write($("announce"), `${several ? `${scope.key}: ` : ""}${text}. ${advice}`);
-    announced = matter;
-  }
+  announce(`${scope.key} ${level} ${kind}`, level, `${several ? `${scope.key}: ` : ""}${text}. ${advice}`.trim());
 }
 
 function drawWorker() {
@@ -103,6 +113,9 @@ function drawWorker() {
     `This page shows process ${pid}${of && `, ${of}`}. ` +
       "Each process has pools of its own. A reload may reach another one; while the page stays open, it stays with this one.",
   );
+  const skew = told.at - Date.now() / 1000;
+  const differ = Math.abs(skew) < SKEW ? "" : `, which is ${seconds(Math.abs(skew))} ${skew > 0 ? "ahead of" : "behind"} this browser's`;
+  write($("times"), `Times are by the clock of the process${differ}, in the time zone of this browser.`);
 }
 
 function drawScopes() {
@@ -123,7 +136,8 @@ function drawScopes() {
     mark(button, "aria-pressed", String(scope === shown()));
     mark(button.children[0], "data-level", scope.verdict.level);
     write(button.children[1], scope.key);
-    write(button.children[2], `: ${scope.verdict.text}`);
+    // Without its numbers: what has the focus is read again when its name changes.
+    write(button.children[2], `: ${scope.verdict.kind}`);
   });
 }
 
@@ -270,6 +284,7 @@ function makeCurve(curve) {
 const curves = [];
 
 function drawCurves(scope) {
+  if (typeof uPlot === "undefined") return write($("curves"), "This browser cannot draw the curves.");
   if (!curves.length) curves.push(...CURVES.map(makeCurve));
   const columns = new Map(told.columns.map((name, i) => [name, history.get(scope.key)[i]]));
   for (const { curve, box, plot, legendOf } of curves) {
@@ -278,7 +293,8 @@ function drawCurves(scope) {
     legendOf(plot);
     const said = curve.series.map(([label], i) => {
       const values = data[i].filter((value) => value !== null);
-      return `${label} ${curve.format(values.at(-1))}, at most ${curve.format(values.length ? Math.max(...values) : null)}`;
+      const last = data[i].at(-1) ?? null;
+      return `${label} ${last === null ? "none" : curve.format(last)}, at most ${curve.format(values.length ? Math.max(...values) : null)}`;
     });
     mark(box, "aria-label", `${curve.title}: ${said.join("; ")}`);
   }
@@ -302,7 +318,8 @@ const request = (it) => [it.method, it.route].filter(Boolean).join(" ");
 
 function drawLeases(scope) {
   const limit = scope.leak_threshold;
-  drawRows($("leases"), scope.leases.slice(0, 100), (row, lease) => {
+  const beyond = scope.leases.length - ROWS;
+  drawRows($("leases"), scope.leases.slice(0, ROWS), (row, lease) => {
     mark(row, "data-level", limit !== null && lease.held > limit ? "bad" : lease.held > 1 ? "warn" : null);
     write(row.cells[0].firstChild, seconds(lease.held));
     write(row.cells[1].children[0], request(lease) || lease.task || "outside of requests");
@@ -310,6 +327,8 @@ function drawLeases(scope) {
     write(row.cells[2].children[0], lease.where ? shortened(lease.where) : "");
     mark(row.cells[2], "title", lease.where);
   });
+  $("leases-beyond").hidden = beyond <= 0;
+  write($("leases-beyond"), `and ${count(beyond)} more, which state.json has`);
 }
 
 const REASONS = { idle: "unused for long", lifetime: "old", expired: "expired", dead: "found dead", failed: "beyond repair", shutdown: "shutdown" };
@@ -395,9 +414,9 @@ function connect() {
   source = new EventSource("events");
   source.addEventListener("state", (message) => {
     const next = JSON.parse(message.data);
-    if (told && told.worker.pid !== next.worker.pid) history.clear(); // another process: not its past
+    // Another process: not its past. Its number may be the same, as in containers, where it is often 1.
+    if (told && (told.worker.pid !== next.worker.pid || told.worker.started !== next.worker.started)) history.clear();
     told = next;
-    heard = Date.now();
     remember(told);
     draw();
     if (told.ended) lost("has ended");
@@ -411,13 +430,13 @@ function lost(how) {
   clearTimeout(again);
   again = setTimeout(connect, 2000);
   if ($("link").dataset.link === "lost") return; // it has been said, with the reason
-  link("lost", "lost, trying again");
+  link("lost", "lost, retrying");
   if (!told) {
     write($("headline"), "No answer");
     return;
   }
   const text = `The process ${how}`;
-  const advice = `What is below was so at ${clock(heard / 1000)}. The page goes on as soon as a process answers.`;
+  const advice = `What is below was so at ${clock(told.at)}. The page goes on as soon as a process answers.`;
   write($("headline"), text);
   write($("advice"), advice);
   write($("announce"), `${text}. ${advice}`);
@@ -425,7 +444,7 @@ function lost(how) {
   mark($("verdict"), "data-level", "none");
   mark($("verdict"), "data-kind", "lost");
   document.title = "? The process is lost – pools";
-  announced = "";
+  announced = { matter: "lost", rank: WORST.length };
 }
 
 document.addEventListener("visibilitychange", () => (document.hidden ? source?.close() : connect()));
