@@ -122,7 +122,7 @@ class Janitor:
         if now - since > limit + SILENCE_MARGIN:
             link.fail(QueryTimeout(f"the server has not answered within statement_timeout ({limit:g} s), nor since"))
         elif now - since > limit and self._pool.config.pgbouncer:
-            link.overdue(limit)  # the server has not been told of the limit
+            link.time_out(limit)  # the server has not been told of the limit
 
     def _look_at_idle(self, slot: Slot[Link], now: float) -> None:
         pool, config = self._pool, self._pool.config

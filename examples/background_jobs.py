@@ -8,6 +8,7 @@ curl http://127.0.0.1:8080/                           (press Ctrl-C in between: 
 import asyncio
 import logging
 import os
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -83,4 +84,5 @@ def make_app(dsn: str, **settings: Any) -> web.Application:
 
 
 if __name__ == "__main__":
-    web.run_app(make_app(os.environ["DATABASE_URL"]), host="127.0.0.1", port=8080)
+    url = os.environ.get("DATABASE_URL") or sys.exit("set DATABASE_URL, for example to postgresql://localhost/app")
+    web.run_app(make_app(url), host="127.0.0.1", port=8080)

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -69,4 +70,5 @@ def make_app(dsn: str) -> web.Application:
 
 
 if __name__ == "__main__":
-    web.run_app(make_app(os.environ["DATABASE_URL"]), host="127.0.0.1", port=8080)
+    url = os.environ.get("DATABASE_URL") or sys.exit("set DATABASE_URL, for example to postgresql://localhost/app")
+    web.run_app(make_app(url), host="127.0.0.1", port=8080)

@@ -5,6 +5,7 @@ curl -i http://127.0.0.1:8080/report
 """
 
 import os
+import sys
 import time
 
 from aiohttp import web
@@ -48,4 +49,5 @@ def make_app(dsn: str) -> web.Application:
 
 
 if __name__ == "__main__":
-    web.run_app(make_app(os.environ["DATABASE_URL"]), host="127.0.0.1", port=8080)
+    url = os.environ.get("DATABASE_URL") or sys.exit("set DATABASE_URL, for example to postgresql://localhost/app")
+    web.run_app(make_app(url), host="127.0.0.1", port=8080)

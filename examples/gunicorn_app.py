@@ -1,12 +1,13 @@
 """Under gunicorn: a pool in each worker, made after the fork, and an end that loses no request.
 
-DATABASE_URL=postgresql://localhost/app gunicorn -c examples/gunicorn.conf.py
+DATABASE_URL=postgresql://localhost/app gunicorn -c examples/gunicorn.conf.py    (needs gunicorn)
 curl http://127.0.0.1:8080/
 kill -HUP <gunicorn's process id>    (new workers for old ones: a deployment)
 """
 
 import asyncio
 import os
+import sys
 from http import HTTPStatus
 from typing import Any
 
@@ -66,11 +67,15 @@ def make_app(dsn: str) -> web.Application:
     return app
 
 
+def database_url() -> str:
+    return os.environ.get("DATABASE_URL") or sys.exit("set DATABASE_URL, for example to postgresql://localhost/app")
+
+
 async def make_runner() -> web.AppRunner:
     """What gunicorn is told to run: awaited in each worker."""
-    app = make_app(os.environ["DATABASE_URL"])
+    app = make_app(database_url())
     return LingeringRunner(app, linger=LINGER, shutdown_timeout=SHUTDOWN_TIMEOUT, access_log=None)
 
 
 if __name__ == "__main__":
-    web.run_app(make_app(os.environ["DATABASE_URL"]), host="127.0.0.1", port=8080)
+    web.run_app(make_app(database_url()), host="127.0.0.1", port=8080)

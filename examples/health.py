@@ -6,6 +6,7 @@ curl -i http://127.0.0.1:8080/readyz/reports
 """
 
 import os
+import sys
 
 from aiohttp import web
 
@@ -33,5 +34,5 @@ def make_app(dsn: str, reports_dsn: str) -> web.Application:
 
 
 if __name__ == "__main__":
-    url = os.environ["DATABASE_URL"]
+    url = os.environ.get("DATABASE_URL") or sys.exit("set DATABASE_URL, for example to postgresql://localhost/app")
     web.run_app(make_app(url, os.environ.get("REPORTS_URL", url)), host="127.0.0.1", port=8080)

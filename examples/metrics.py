@@ -1,6 +1,6 @@
 """Numbers for Prometheus: the pool's, the process's, and one of the application's own.
 
-DATABASE_URL=postgresql://localhost/app python examples/metrics.py
+DATABASE_URL=postgresql://localhost/app python examples/metrics.py    (needs prometheus-client)
 curl http://127.0.0.1:8080/          (a few times)
 curl http://127.0.0.1:8080/metrics
 
@@ -13,6 +13,7 @@ examples/prometheus has what Prometheus and Grafana need for it.
 """
 
 import os
+import sys
 
 from aiohttp import web
 from prometheus_client import Counter
@@ -37,10 +38,14 @@ def make_app(dsn: str) -> web.Application:
     return app
 
 
+def database_url() -> str:
+    return os.environ.get("DATABASE_URL") or sys.exit("set DATABASE_URL, for example to postgresql://localhost/app")
+
+
 async def make_worker() -> web.AppRunner:
     """What gunicorn is told to run: awaited in each worker."""
-    return web.AppRunner(make_app(os.environ["DATABASE_URL"]), shutdown_timeout=5.0)
+    return web.AppRunner(make_app(database_url()), shutdown_timeout=5.0)
 
 
 if __name__ == "__main__":
-    web.run_app(make_app(os.environ["DATABASE_URL"]), host="127.0.0.1", port=8080)
+    web.run_app(make_app(database_url()), host="127.0.0.1", port=8080)

@@ -7,6 +7,7 @@ curl -H 'Authorization: Bearer token-of-bob' http://127.0.0.1:8080/    (nothing:
 
 import contextvars
 import os
+import sys
 from typing import Any
 
 import psycopg2
@@ -92,6 +93,7 @@ def make_app(dsn: str, **settings: Any) -> web.Application:
 
 
 if __name__ == "__main__":
-    url, secret = os.environ["DATABASE_URL"], os.environ.get("TENANTS_PASSWORD")
+    url = os.environ.get("DATABASE_URL") or sys.exit("set DATABASE_URL, for example to postgresql://localhost/app")
+    secret = os.environ.get("TENANTS_PASSWORD")
     migrate(url, secret)
     web.run_app(make_app(url, user=ROLE, password=secret), host="127.0.0.1", port=8080)

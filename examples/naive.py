@@ -9,6 +9,7 @@ every request waits for a connection that never comes.
 """
 
 import os
+import sys
 from collections.abc import AsyncIterator
 
 import aiopg
@@ -42,4 +43,6 @@ def make_app() -> web.Application:
 
 
 if __name__ == "__main__":
+    if not os.environ.get("DATABASE_URL"):
+        sys.exit("set DATABASE_URL, for example to postgresql://localhost/app")
     web.run_app(make_app(), host="127.0.0.1", port=8080)

@@ -6,6 +6,7 @@ curl -X POST http://127.0.0.1:8080/1/archive
 """
 
 import os
+import sys
 from collections.abc import AsyncIterator
 
 from aiohttp import web
@@ -59,5 +60,5 @@ def make_app(dsn: str, archive_dsn: str) -> web.Application:
 
 
 if __name__ == "__main__":
-    url = os.environ["DATABASE_URL"]
+    url = os.environ.get("DATABASE_URL") or sys.exit("set DATABASE_URL, for example to postgresql://localhost/app")
     web.run_app(make_app(url, os.environ.get("ARCHIVE_URL", url)), host="127.0.0.1", port=8080)

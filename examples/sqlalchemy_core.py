@@ -6,6 +6,7 @@ curl 'http://127.0.0.1:8080/?year=1815&year=1818'
 """
 
 import os
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -78,4 +79,5 @@ def make_app(dsn: str) -> web.Application:
 
 
 if __name__ == "__main__":
-    web.run_app(make_app(os.environ["DATABASE_URL"]), host="127.0.0.1", port=8080)
+    url = os.environ.get("DATABASE_URL") or sys.exit("set DATABASE_URL, for example to postgresql://localhost/app")
+    web.run_app(make_app(url), host="127.0.0.1", port=8080)

@@ -8,6 +8,7 @@ has OTLPSpanExporter and OTLPMetricExporter in place of the two for the console,
 """
 
 import os
+import sys
 import warnings
 
 from aiohttp import web
@@ -48,4 +49,5 @@ def make_app(dsn: str) -> web.Application:
 
 if __name__ == "__main__":
     set_up_telemetry()
-    web.run_app(make_app(os.environ["DATABASE_URL"]), host="127.0.0.1", port=8080)
+    url = os.environ.get("DATABASE_URL") or sys.exit("set DATABASE_URL, for example to postgresql://localhost/app")
+    web.run_app(make_app(url), host="127.0.0.1", port=8080)

@@ -6,6 +6,7 @@ curl -d from=left -d to=right -d amount=3 http://127.0.0.1:8080/move
 """
 
 import os
+import sys
 from collections.abc import AsyncIterator
 
 import psycopg2
@@ -76,4 +77,5 @@ def make_app(dsn: str) -> web.Application:
 
 
 if __name__ == "__main__":
-    web.run_app(make_app(os.environ["DATABASE_URL"]), host="127.0.0.1", port=8080)
+    url = os.environ.get("DATABASE_URL") or sys.exit("set DATABASE_URL, for example to postgresql://localhost/app")
+    web.run_app(make_app(url), host="127.0.0.1", port=8080)

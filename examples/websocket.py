@@ -6,6 +6,7 @@ DATABASE_URL=postgresql://localhost/app python examples/websocket.py
 
 import asyncio
 import os
+import sys
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
@@ -51,4 +52,5 @@ def make_app(dsn: str) -> web.Application:
 
 
 if __name__ == "__main__":
-    web.run_app(make_app(os.environ["DATABASE_URL"]), host="127.0.0.1", port=8080)
+    url = os.environ.get("DATABASE_URL") or sys.exit("set DATABASE_URL, for example to postgresql://localhost/app")
+    web.run_app(make_app(url), host="127.0.0.1", port=8080)

@@ -33,7 +33,8 @@ DATABASE = f"poolscope_test_{os.getpid()}"
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], Any]]:
-    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+    loops = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+    return {"asyncio": loops["asyncio"]} if item.get_closest_marker("one_loop") else loops
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

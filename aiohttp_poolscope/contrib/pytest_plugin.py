@@ -13,10 +13,10 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-    from .testing_audit import Audit
-    from .testing_database import WorkerDatabase
-    from .testing_faults import Faults
-    from .testing_rollback import Rollback
+    from .testing.audit import Audit
+    from .testing.database import WorkerDatabase
+    from .testing.faults import Faults
+    from .testing.rollback import Rollback
 
 AUDIT = pytest.StashKey["Audit"]()
 
@@ -28,7 +28,7 @@ def poolscope_postgres() -> Iterator[WorkerDatabase]:
     ``POOLSCOPE_TEST_DSN`` names another server than the embedded one. The database is dropped at the end.
     """
     from .embedded_programs import EmbeddedPostgresError  # noqa: PLC0415  see the module
-    from .testing_database import worker_database  # noqa: PLC0415
+    from .testing.database import worker_database  # noqa: PLC0415
 
     database = worker_database()
     try:
@@ -47,7 +47,7 @@ def poolscope_rollback() -> Iterator[Rollback]:
 
     Before the application starts; with one that runs: ``async with poolscope_rollback.running(scope):``.
     """
-    from .testing_rollback import Rollback  # noqa: PLC0415
+    from .testing.rollback import Rollback  # noqa: PLC0415
 
     with Rollback().armed() as rollback:
         yield rollback
@@ -56,7 +56,7 @@ def poolscope_rollback() -> Iterator[Rollback]:
 @pytest.fixture
 def poolscope_faults() -> Faults:
     """``async with poolscope_faults.exhausted(scope):`` and its like: what goes wrong, on purpose and for real."""
-    from .testing_faults import Faults  # noqa: PLC0415
+    from .testing.faults import Faults  # noqa: PLC0415
 
     return Faults()
 
@@ -76,7 +76,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
     """Before the first fixture of a test that is audited until after the last one, pools are noted."""
     if "poolscope_audit" not in getattr(item, "fixturenames", ()):
         return (yield)
-    from .testing_audit import Audit  # noqa: PLC0415
+    from .testing.audit import Audit  # noqa: PLC0415
 
     with Audit().listening() as audit:
         item.stash[AUDIT] = audit

@@ -86,11 +86,11 @@ class Link:
     """
 
     __slots__ = (
+        "_closing",
         "_cursor",
         "_factory",
-        "_limit",
+        "_late",
         "_loop",
-        "_overdue",
         "_owner",
         "aio",
         "cancelling",
@@ -129,8 +129,8 @@ class Link:
         self._factory: dict[str, Any] = {"cursor_factory": rows} if rows else {}
         self._cursor: Any = None
         self.cancelling: asyncio.Future[None] | None = None
-        self._overdue: asyncio.TimerHandle | None = None
-        self._limit = 0.0
+        self._late: QueryTimeout | None = None
+        self._closing: asyncio.TimerHandle | None = None
 
     @property
     def closed(self) -> bool:
@@ -217,7 +217,7 @@ class Link:
         try:
             return method(*args, **options)
         except psycopg2.Error as error:
-            self._blame(error)
+            self._raise_ours(error)
             raise
 
     def read_all(self, cursor: Any) -> list[Any]:
@@ -254,7 +254,7 @@ class Link:
             await self.settle()
         aio._waiter = waiter = self._loop.create_future()
         self.running_since = begun = time.monotonic()
-        timer = None if timeout is None else self._loop.call_later(timeout, self.overdue, timeout)
+        timer = None if timeout is None else self._loop.call_later(timeout, self.time_out, timeout)
         try:
             cursor.execute(with_comment(sql, self.comment, params) if self.comment else sql, params)
             go_on(aio._weakref)  # what has not been sent yet; and a look: uvloop tells of a connection's end only once
@@ -263,7 +263,7 @@ class Link:
             self._after(error)
             if self.watch is not None:
                 self.watch.failed(self, sql, time.monotonic() - begun, error)
-            self._blame(error)
+            self._raise_ours(error)
             raise
         finally:
             self.running_since = None
@@ -271,17 +271,17 @@ class Link:
             del waiter  # it holds the error, whose traceback holds this frame
             if timer is not None:
                 timer.cancel()
-            if self._overdue is not None:
-                self._overdue.cancel()
-                self._overdue = None
+            if self._closing is not None:
+                self._closing.cancel()
+                self._closing = self._late = None
             if self.slow_after is not None and (took := time.monotonic() - begun) >= self.slow_after and self.watch:
                 self.watch.slow(self, sql, took)
 
-    def overdue(self, limit: float) -> None:
+    def time_out(self, limit: float) -> None:
         """The statement in flight has had its ``limit`` seconds: cancel it on the server, or else close."""
-        if self._overdue is None:
-            self._limit = limit
-            self._overdue = self._loop.call_later(CANCEL_MARGIN, self.fail, self._too_late())
+        if self._late is None:
+            self._late = QueryTimeout(f"the statement did not end within {limit:g} s")
+            self._closing = self._loop.call_later(CANCEL_MARGIN, self.fail, self._late)
             self.cancel()
 
     async def settle(self) -> None:
@@ -331,9 +331,6 @@ class Link:
         if not done.done():
             done.set_result(None)
 
-    def _too_late(self) -> QueryTimeout:
-        return QueryTimeout(f"the statement did not end within {self._limit:g} s")
-
     def _after(self, error: psycopg2.Error) -> None:
         """Mend what aiopg leaves after an error."""
         error.__traceback__ = None  # aiopg's frames hold the future that holds the error
@@ -351,13 +348,13 @@ class Link:
             return "timeout"
         return "connection" if self.closed else "statement"
 
-    def _blame(self, error: psycopg2.Error) -> None:
+    def _raise_ours(self, error: psycopg2.Error) -> None:
         """Raise our own error if the connection or the time is at fault, not the statement."""
         if self.verdict is not None:
             raise self.verdict from error
         if isinstance(error, psycopg2.extensions.QueryCanceledError):
-            if self._overdue is not None:
-                raise self._too_late() from error
+            if self._late is not None:
+                raise self._late from error
             raise QueryTimeout(f"the statement was cancelled: {in_words(error)}") from error
         if self.closed:
             raise DatabaseUnavailable(f"the connection to {self.target} died: {in_words(error)}") from error

@@ -1,10 +1,12 @@
 """A small service whose tests are beside it: notes, and a copy of one.
 
-DATABASE_URL=postgresql://localhost/app python examples/tested/app.py
-python -m pytest examples/tested
+DATABASE_URL=postgresql://localhost/app python examples/tested/app.py    (makes a table notes)
+python -m pytest examples/tested    (needs pytest-asyncio)
 """
 
 import os
+import sys
+from collections.abc import AsyncIterator
 
 from aiohttp import web
 
@@ -42,7 +44,7 @@ async def copy_note(request: web.Request) -> web.Response:
     return web.Response(status=201 if done == "INSERT 0 1" else 404)
 
 
-def make_app(dsn: str | None) -> web.Application:
+def make_app(dsn: str) -> web.Application:
     app = web.Application()
     app.router.add_get("/notes", list_notes)
     app.router.add_post("/notes", create_note)
@@ -51,5 +53,13 @@ def make_app(dsn: str | None) -> web.Application:
     return app
 
 
+async def create_tables(app: web.Application) -> AsyncIterator[None]:
+    await app[SCOPE].execute(SCHEMA)
+    yield
+
+
 if __name__ == "__main__":
-    web.run_app(make_app(os.environ.get("DATABASE_URL")))
+    url = os.environ.get("DATABASE_URL") or sys.exit("set DATABASE_URL, for example to postgresql://localhost/app")
+    app = make_app(url)
+    app.cleanup_ctx.append(create_tables)  # after the pool's: it can use the pool
+    web.run_app(app, host="127.0.0.1", port=8080)

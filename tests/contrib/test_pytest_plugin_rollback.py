@@ -15,7 +15,7 @@ from aiohttp import web
 from psycopg2 import sql as composed
 
 import aiohttp_poolscope as poolscope
-from aiohttp_poolscope.contrib.testing_rollback import Rollback
+from aiohttp_poolscope.contrib.testing.rollback import Rollback
 from tests.conftest import Database, Serve, until
 
 from .inner_runs import SERVICE, Inner

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aiohttp_poolscope.contrib.testing_sql import Kind, controls, divided
+from aiohttp_poolscope.contrib.testing.sql import Kind, controls, divided
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from aiohttp_poolscope.slots import LENT
 from aiohttp_poolscope.statements import Batch
 from aiohttp_poolscope.targets import Targets
 
-from .testing_seam import pool_of
-from .testing_sql import controls
+from .seam import pool_of
+from .sql import controls
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator

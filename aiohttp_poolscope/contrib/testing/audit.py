@@ -20,8 +20,8 @@ from aiohttp_poolscope.driver import FAILED, IN_TRANSACTION, Driver
 from aiohttp_poolscope.errors import DatabaseUnavailable
 from aiohttp_poolscope.leases import describe
 
-from .testing_database import elsewhere
-from .testing_seam import pools_alive, pools_made
+from .database import elsewhere
+from .seam import pools_alive, pools_made
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

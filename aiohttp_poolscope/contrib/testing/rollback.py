@@ -20,9 +20,9 @@ from aiohttp_poolscope.driver import FAILED, IDLE, Driver, Link
 from aiohttp_poolscope.errors import ConfigError, ConnectionBusy, DatabaseUnavailable, PoolScopeError
 from aiohttp_poolscope.statements import Batch
 
-from .testing_seam import pool_of, pools_made
-from .testing_session import BLOCK, STATEMENT, Session
-from .testing_sql import Kind, divided
+from .seam import pool_of, pools_made
+from .session import BLOCK, STATEMENT, Session
+from .sql import Kind, divided
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -129,16 +129,16 @@ class RollbackLink(Link):
         if self.running_since is not None:
             self._session.link.cancel()
 
-    def overdue(self, limit: float) -> None:
+    def time_out(self, limit: float) -> None:
         """The statement in flight has had its time: cancel it."""
         if self.running_since is not None:
-            self._session.link.overdue(limit)
+            self._session.link.time_out(limit)
 
     def fail(self, verdict: PoolScopeError) -> None:
         """End this one, not the session: the statement in flight is cancelled and raises ``verdict``."""
         if self.verdict is None:
             self.verdict = verdict
-        self.overdue(0.0)
+        self.time_out(0.0)
         self.close()
 
     def close(self) -> None:

@@ -83,7 +83,7 @@ def worker_database() -> Iterator[WorkerDatabase]:
         with _database(given) as database:
             yield database
         return
-    from .embedded import EmbeddedPostgres  # noqa: PLC0415  not needed where there is a server
+    from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres  # noqa: PLC0415  not needed where there is a server
 
     with EmbeddedPostgres() as server, _database(server.dsn) as database:
         yield database
