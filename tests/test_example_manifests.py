@@ -133,8 +133,9 @@ def test_compose_keeps_the_conventions(compose: dict[str, str]) -> None:
     assert compose["services.postgres.volumes.0"].startswith("data:")
 
 
-def test_compose_runs_the_example(compose: dict[str, str]) -> None:
+def test_compose_runs_the_example(compose: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Its command, port and path are the example's, and gunicorn has its time before it is killed."""
+    monkeypatch.setenv("WEB_CONCURRENCY", "2")  # it would set this itself, for all that comes after
     conf = runpy.run_path(str(EXAMPLES / "gunicorn.conf.py"))
     command = compose["services.app.command"].strip("[]").split(", ")
     assert command[:2] == ["gunicorn", "--config"]

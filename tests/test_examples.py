@@ -250,10 +250,11 @@ async def test_gunicorn_app(dsn: str, serve: Serve) -> None:
         assert json.loads((await served.get())[1])["worker"] == os.getpid()
 
 
-def test_gunicorn_leaves_room_for_the_drain() -> None:
+def test_gunicorn_leaves_room_for_the_drain(monkeypatch: pytest.MonkeyPatch) -> None:
     """2 * shutdown_timeout + drain_grace + 1 s < graceful_timeout."""
     import runpy
 
+    monkeypatch.setenv("WEB_CONCURRENCY", "2")  # it would set this itself, for all that comes after
     example = load("gunicorn_app")
     graceful = runpy.run_path(str(EXAMPLES / "gunicorn.conf.py"))["graceful_timeout"]
     assert graceful > 2 * example.SHUTDOWN_TIMEOUT + example.DRAIN_GRACE + 1

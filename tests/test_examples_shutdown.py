@@ -174,8 +174,9 @@ def test_two_processes_are_replaced_and_nobody_notices(start: Callable[..., Serv
     assert none_left(database)
 
 
-def test_the_numbers_fit_each_other() -> None:
+def test_the_numbers_fit_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rule of docs/shutdown.md holds for gunicorn.conf.py, and the pod lives long enough for it."""
+    monkeypatch.setenv("WEB_CONCURRENCY", "2")  # it would set this itself, for all that comes after
     example = load("gunicorn_app")
     conf = runpy.run_path(str(EXAMPLES / "gunicorn.conf.py"))
     end = example.LINGER + 2 * example.SHUTDOWN_TIMEOUT + example.DRAIN_GRACE + 1
