@@ -94,7 +94,7 @@ async def test_on_acquire_that_leaves_something_open(make_scope: Any, database: 
         untidy.untidy = False
         async with scope.transaction() as tx:
             await tx.execute("INSERT INTO things VALUES (2)")
-            assert await tx.fetchval(PID) not in untidy.pids
+        assert (scope.stats().opened, scope.stats().closed) == (2, 1)
     assert database.sql("SELECT n FROM things") == [(2,)]
 
 
