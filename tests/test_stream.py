@@ -257,7 +257,8 @@ async def test_two_tasks_that_read_one_stream(make_scope: Any) -> None:
         return len([row async for row in stream])
 
     async with make_scope() as scope, scope.acquire() as db:
-        stream = db.stream(NUMBERS, (100,), size=10)
+        # Slow enough that nobody finds an answer at once.
+        stream = db.stream("SELECT n, pg_sleep(0.002) FROM generate_series(1, 100) n", size=10)
         await anext(stream)
         busy, read = sorted(
             await asyncio.gather(rest(stream), rest(stream), return_exceptions=True), key=lambda it: isinstance(it, int)
