@@ -145,7 +145,7 @@ class ScopedConnection(Statements):
     @property
     def raw(self) -> Any:
         """The ``aiopg.Connection``, for what has no method here. It is checked by nobody: do not keep it."""
-        return self._link_in_use().aio
+        return self._link_in_use().exposed()
 
     @property
     def in_transaction(self) -> bool:

@@ -81,7 +81,7 @@ class Link:
     ``demoted`` is called when a write meets a read-only transaction; None where that is no surprise.
     ``generation``: which of the addresses that a DSN function has named it came from.
     ``comment``: what is added to each statement's text; ``watch`` is told of those that fail, or take
-    longer than ``slow_after`` seconds.
+    longer than ``slow_after`` seconds. ``listening``: somebody may wait for notifications.
     ``role``: whether it was to be a standby, None if no matter; ``fitting``: whether it was when it was opened.
     """
 
@@ -98,6 +98,7 @@ class Link:
         "demoted",
         "fitting",
         "generation",
+        "listening",
         "pgbouncer",
         "raw",
         "role",
@@ -129,6 +130,7 @@ class Link:
         self._factory: dict[str, Any] = {"cursor_factory": rows} if rows else {}
         self._cursor: Any = None
         self.cancelling: asyncio.Future[None] | None = None
+        self.listening = False
         self._late: QueryTimeout | None = None
         self._closing: asyncio.TimerHandle | None = None
 
@@ -190,6 +192,19 @@ class Link:
             return self.reading(cursor.fetchone)[0] is True
         except (psycopg2.Error, QueryTimeout) as error:
             raise DatabaseUnavailable(f"{self.target} does not tell its role: {in_words(error)}") from error
+
+    def exposed(self) -> aiopg.Connection:
+        """Aiopg's connection, for whoever may wait for notifications on it."""
+        self.listening = True
+        self._hear()
+        aio: aiopg.Connection = self.aio
+        return aio
+
+    def _hear(self) -> None:
+        # A notification that arrives together with an answer is read with it, and stays in libpq until the next poll:
+        # whoever waited for it would wait for another one.
+        if not self.busy and not self.closed:
+            go_on(self.aio._weakref)
 
     def cursor(self) -> Any:
         """The one psycopg2 cursor that statements share."""
@@ -271,9 +286,8 @@ class Link:
             del waiter  # it holds the error, whose traceback holds this frame
             if timer is not None:
                 timer.cancel()
-            if self._closing is not None:
-                self._closing.cancel()
-                self._closing = self._late = None
+            if self._closing is not None or self.listening:
+                self._wind_up()
             if self.slow_after is not None and (took := time.monotonic() - begun) >= self.slow_after and self.watch:
                 self.watch.slow(self, sql, took)
 
@@ -283,6 +297,13 @@ class Link:
             self._late = QueryTimeout(f"the statement did not end within {limit:g} s")
             self._closing = self._loop.call_later(CANCEL_MARGIN, self.fail, self._late)
             self.cancel()
+
+    def _wind_up(self) -> None:
+        if self._closing is not None:
+            self._closing.cancel()
+            self._closing = self._late = None
+        if self.listening:
+            self._hear()
 
     async def settle(self) -> None:
         """Wait until an abandoned statement has ended on the server, cancelling it; close if that takes too long."""
