@@ -111,14 +111,11 @@ async def measure(dsn: str, times: float, seed: int) -> list[dict[str, float]]:
 
 
 async def main(times: float, runs: int) -> None:
-    quarters: list[list[dict[str, float]]] = []
     with EmbeddedPostgres() as server:
         server.sql(SCHEMA)
-        for seed in range(runs):
-            quarters.append(await measure(server.dsn, times, seed))
-    print(
-        "| second | served, of the capacity | loop busy | longest turn | stolen |\n| ---: | ---: | ---: | ---: | ---: |"
-    )
+        quarters = [await measure(server.dsn, times, seed) for seed in range(runs)]
+    print("| second | served, of the capacity | loop busy | longest turn | stolen |")
+    print("| ---: | ---: | ---: | ---: | ---: |")
     for number, of_all in enumerate(zip(*quarters, strict=True)):
         mean = {name: sum(each[name] for each in of_all) / runs for name in of_all[0]}
         print(
