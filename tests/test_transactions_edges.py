@@ -136,7 +136,8 @@ async def test_a_borrow_that_ends_under_a_begin(make_scope: Any) -> None:
 
         async def briefly() -> None:
             async with db.acquire():
-                await asyncio.sleep(0)
+                while not db._depth:  # until BEGIN has just been sent
+                    await asyncio.sleep(0)
 
         async def begin() -> None:
             async with db.transaction() as tx:
