@@ -217,7 +217,8 @@ async def test_an_overload_is_over_when_it_is_over(dsn: str, database: Database,
             await asyncio.sleep(2 / capacity)
         assert [(await each).status for each in after] == [200] * 20
         await asyncio.wait(clients)
-        assert in_time[200] > capacity * took * 0.5, (in_time, capacity * took)
+        # Not of the time it took: where the machine has other work, the clients come later, too.
+        assert in_time[200] > capacity * duration * 0.5, (in_time, took)
         assert in_time[503] > 0  # the others have heard so, and not waited for nothing
         await watch.calm()
     print(len(clients), took, dict(in_time), in_time[200] / took / capacity)
