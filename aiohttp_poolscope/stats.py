@@ -22,7 +22,10 @@ BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 
 
 class Histogram:
-    """Durations in seconds, counted in fixed buckets; ``listeners``, which must not raise, are told each of them."""
+    """Durations in seconds, counted in fixed buckets.
+
+    ``listeners`` are told each of them and must not raise. It is looked at each time, so it may grow later.
+    """
 
     __slots__ = ("_counts", "_listeners", "sum")
 
