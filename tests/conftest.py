@@ -26,8 +26,11 @@ import aiohttp_poolscope as poolscope
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
 from aiohttp_poolscope.pool import Pool
 
-DEADLINE = 5.0
-"""Seconds within which a condition that a test waits for must come true."""
+DEADLINE = 30.0
+"""Seconds within which a condition that a test waits for must come true: a hang is longer, no busy machine is."""
+
+BUSY = 10.0
+"""Seconds that a busy machine may add to what takes none. What is not kept must take longer, or is told by an order."""
 
 DATABASE = f"poolscope_test_{os.getpid()}"
 

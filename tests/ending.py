@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from .conftest import Served
 
-SOON = 5.0
+SOON = 10.0
 """Seconds: far more than any of these ends may take, far less than aiohttp would wait for a handler that is stuck."""
 
-STUCK = 20.0
+STUCK = 60.0
 """Seconds that aiohttp would wait for a handler, and once more; by default it is three times as long."""
 
 

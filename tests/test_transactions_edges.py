@@ -129,24 +129,26 @@ async def test_streams_one_after_the_other(make_scope: Any) -> None:
         assert await tx.fetchval("SELECT 1") == 1
 
 
-async def test_a_borrow_that_ends_under_a_begin(make_scope: Any) -> None:
+async def test_a_borrow_that_ends_under_a_begin(make_scope: Any, database: Database) -> None:
     """A task that gives the connection back while another one begins a transaction spoils that, and no later one."""
-    async with make_scope(maxsize=1) as scope:
-        db = ScopedConnection(scope._pool)
+    with wired(database) as wire:
+        async with make_scope(wire.dsn, maxsize=1) as scope:
+            db = ScopedConnection(scope._pool)
 
-        async def briefly() -> None:
-            async with db.acquire():
-                while not db._depth:  # noqa: ASYNC110  until BEGIN has just been sent: nobody could tell an event
-                    await asyncio.sleep(0)
+            async def briefly() -> None:
+                async with db.acquire():
+                    wire.frozen = True
+                    await until(lambda: db._depth, "BEGIN")
+                wire.frozen = False
 
-        async def begin() -> None:
+            async def begin() -> None:
+                async with db.transaction() as tx:
+                    await tx.execute("SELECT 1")
+
+            _, error = await asyncio.gather(briefly(), begin(), return_exceptions=True)
+            assert isinstance(error, ConnectionReleased)
             async with db.transaction() as tx:
-                await tx.execute("SELECT 1")
-
-        _, error = await asyncio.gather(briefly(), begin(), return_exceptions=True)
-        assert isinstance(error, ConnectionReleased)
-        async with db.transaction() as tx:
-            assert db._depth == 1
-            await tx.execute(INSERT, (1,))
-        assert db._depth == 0
-        db._end("its end")
+                assert db._depth == 1
+                await tx.execute(INSERT, (1,))
+            assert db._depth == 0
+            db._end("its end")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from tests.conftest import until
+from tests.conftest import BUSY, until
 
 if TYPE_CHECKING:
     from .load import Result, Run
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 PATHS = {"/read": 5.0, "/write": 3.0, "/transfer": 3.0, "/slow/0.02": 1.0}
 
-SOON = 2.5
-"""Seconds from the database's return to the first success: the promise is one, the rest is for a busy machine."""
+SOON = 1.0 + BUSY
+"""Seconds from the database's return to the first success: the promise, and what a busy machine may add."""
 
 DEAD, SHED = "database-unavailable", "pool-exhausted"
 """What a refusal says: it is the database's trouble, or only too much for this moment (and this machine)."""
@@ -27,7 +27,7 @@ def dead(run: Run) -> int:
 
 async def warm(run: Run, count: int = 25) -> None:
     """The load has begun, and everything is well."""
-    await until(lambda: len(run.results) >= count, f"{count} results", 10.0)
+    await until(lambda: len(run.results) >= count, f"{count} results")
     assert dead(run) == 0
 
 
@@ -35,7 +35,7 @@ async def more(run: Run, count: int, *, status: int | None = None, after: float 
     """So many more requests that begin now, or began after ``after``, have ended (with this status)."""
     begun = time.monotonic() if after is None else after
     wanted = (lambda: run.statuses(start=begun)[status]) if status else (lambda: run.statuses(start=begun).total())
-    await until(lambda: wanted() >= count, f"{count} results {status or ''}", 15.0)
+    await until(lambda: wanted() >= count, f"{count} results {status or ''}")
 
 
 async def recovered(run: Run, ready: float, outage: str, *, count: int = 25) -> Result:
@@ -49,13 +49,12 @@ async def recovered(run: Run, ready: float, outage: str, *, count: int = 25) -> 
 
 async def kept(run: Run, running: Running, healthy: float) -> None:
     """The load has ended. Everybody was answered, who began after ``healthy`` well, and what was said is true."""
-    await more(run, 20, after=healthy)
+    await more(run, 20, status=200, after=healthy)
     await run.stop()
     assert set(run.statuses()) <= {200, 503, 504}, run.statuses()
     assert all(result.retry_after for result in run.results if result.status == 503)
     later = [result for result in run.results if result.at > healthy]
-    # A machine with other work to do may shed some of them; that is no trouble with the database.
+    # A machine with other work to do may shed many of them; that is no trouble with the database.
     wrong = [result for result in later if result.status != 200 and result.code != SHED]
     assert wrong == []
-    assert sum(result.status == 200 for result in later) > len(later) / 3, run.statuses(start=healthy)
     assert await running.writes_lost(run) == []

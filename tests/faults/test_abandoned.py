@@ -20,7 +20,7 @@ import aiohttp_poolscope as poolscope
 from aiohttp_poolscope import janitor
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
 from tests import clients
-from tests.conftest import Database, Serve, until
+from tests.conftest import BUSY, Database, Serve, until
 from tests.wire import wired
 
 if TYPE_CHECKING:
@@ -36,10 +36,7 @@ LOOKING = 1.0
 SETTLING = 1.0
 """Seconds that an abandoned statement has to end once its cancellation was asked for."""
 
-LATE = 0.5
-"""Seconds that a busy machine may add to what is promised."""
-
-PATIENCE = 3.0
+PATIENCE = 20.0
 """Seconds after which a statement of 60 s was not ended."""
 
 SCHEMA = """
@@ -173,7 +170,7 @@ async def test_a_query_ends_with_its_client_and_its_connection_is_kept(
             took = [await it.gone(tag) - left for tag in tags]
             print([round(each, 3) for each in took])
             await until(lambda: it.scope.stats().idle == 6, "the connections' return")
-        assert max(took) < LOOKING + (abandon_interval or 0.0) + LATE
+        assert max(took) < LOOKING + (abandon_interval or 0.0) + BUSY
         assert set(it.ended.values()) == {"cancelled"}
         assert (it.backends, it.scope.stats().opened) == (pids, 7)
         assert database.sql("SELECT * FROM written") == []
@@ -196,7 +193,7 @@ async def test_a_commit_ends_with_its_client_and_its_connection(
             left = time.monotonic()
         took = await it.gone("COMMIT") - left
         print(round(took, 3))
-        assert took < LOOKING + (abandon_interval or 0.0) + LATE
+        assert took < LOOKING + (abandon_interval or 0.0) + BUSY
         assert it.ended == {"t1": "cancelled"}
         assert database.sql("SELECT * FROM committed") == []
         assert await served.status("/sleep/after/0") == 200
@@ -250,7 +247,7 @@ async def test_a_server_that_cannot_be_told_finds_out(database: Database, serve:
                 left = time.monotonic()
             took = await it.gone("'t1'") - left
             wire.deaf_to_cancel = False
-            assert took < SETTLING + 0.3 + LATE
+            assert took < SETTLING + 0.3 + BUSY
             assert it.ended == {"t1": "cancelled"}
             assert await served.status("/sleep/after/0") == 200
             assert it.scope.stats().opened == 2
@@ -334,7 +331,7 @@ async def test_a_commit_that_waits_for_its_standby_has_happened(without_standby:
         async with leaving(served, (f"/commit/{tag}/60", "fin")):
             await until(lambda: observer.sql(waiting), "the COMMIT")
         await until(lambda: it.ended == {tag: "cancelled"}, "the end of its handler")
-        await until(lambda: not observer.sql(waiting), "its end", deadline=LOOKING + 0.3 + LATE)
+        await until(lambda: not observer.sql(waiting), "its end", deadline=LOOKING + 0.3 + BUSY)
     assert (tag,) in observer.sql("SELECT tag FROM committed")
 
 
@@ -377,7 +374,7 @@ def test_the_server_ends_what_a_killed_process_left_behind(database: Database) -
     took = time.monotonic() - killed
     _wait(lambda: not _active(database), "the end of the other")
     print(round(took, 3), round(time.monotonic() - killed, 3))
-    assert took < 0.3 + LATE
+    assert took < 0.3 + BUSY
     assert database.sql("SELECT tag FROM written") == [("0",)]
 
 

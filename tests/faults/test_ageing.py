@@ -12,9 +12,9 @@ import pytest
 from aiohttp import web
 
 import aiohttp_poolscope as poolscope
-from aiohttp_poolscope import janitor
+from aiohttp_poolscope import janitor, repairs
 from aiohttp_poolscope.errors import PoolExhausted
-from tests.conftest import Database, Serve, Served, until
+from tests.conftest import BUSY, Database, Serve, Served, until
 from tests.wire import Wire, wired
 
 if TYPE_CHECKING:
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 PING, PING_LIMIT = "SELECT 1", 1.0
 """What an idle connection is asked, and the seconds it has to answer."""
-
-LATE = 0.7
-"""Seconds that a busy machine may add to what takes milliseconds."""
 
 PID = "SELECT pg_backend_pid()"
 
@@ -133,9 +130,10 @@ async def test_a_ping_has_a_limit_of_its_own(wire: Wire, make_scope: Any) -> Non
         hurried = asyncio.ensure_future(scope.acquire(timeout=0.2))
         assert await scope.fetchval(PID) != old
         took = time.monotonic() - begun
-        assert PING_LIMIT * 0.9 < took < PING_LIMIT + LATE
+        assert PING_LIMIT * 0.9 < took < PING_LIMIT + BUSY
         assert wire.queries == [PING, PID]
-        with pytest.raises(PoolExhausted, match=r"waited 0\.[2-8]"):
+        assert hurried.done()
+        with pytest.raises(PoolExhausted, match="waited"):
             await hurried
 
 
@@ -155,28 +153,28 @@ async def fallen_silent(wire: Wire, serve: Serve, **settings: Any) -> AsyncItera
 
 async def test_a_firewall_costs_one_borrower_one_ping_limit(wire: Wire, serve: Serve) -> None:
     """All idle connections fell silent: they are found out in the time of one, and who comes next waits for nothing."""
-    async with fallen_silent(wire, serve) as (served, _):
-        begun = time.monotonic()
+    async with fallen_silent(wire, serve) as (served, scope):
+        wire.queries.clear()
         assert await served.status() == 200
-        first = time.monotonic() - begun
+        assert wire.queries == [PING, PING, PING, PING, PID]  # all were asked before the first was given up
+        await until(lambda: scope.stats().closed == 4, "the end of the silent")
         for _ in range(12):
             assert await served.status() == 200
-        print(round(first, 3), round(time.monotonic() - begun - first, 3))
-        assert first < PING_LIMIT + LATE
-        assert time.monotonic() - begun - first < LATE
+        assert scope.stats().closed == 4
 
 
 async def test_a_firewall_costs_a_crowd_one_ping_limit(wire: Wire, serve: Serve) -> None:
     """Many come at once and all idle connections turn out to be silent: that is no overload, and all are served."""
     async with fallen_silent(wire, serve, queue_target=0.1) as (served, scope):
-        begun = time.monotonic()
+        wire.queries.clear()
         assert await asyncio.gather(*(served.status() for _ in range(12))) == [200] * 12
-        assert time.monotonic() - begun < PING_LIMIT + LATE
+        assert wire.queries[:5] == [PING, PING, PING, PING, PID]
         assert scope.stats().shed == 0
 
 
-async def test_others_wait_for_no_check(wire: Wire, serve: Serve) -> None:
+async def test_others_wait_for_no_check(wire: Wire, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """While silent connections are being checked, whoever can be served by a living one is served."""
+    monkeypatch.setattr(repairs, "PING_LIMIT", 3 * BUSY)
     app, scope = application(wire.dsn, minsize=4, maxsize=4, check_after_idle=0.05)
     async with serve(app) as served:
         # The newest is the one that was used last; the three below it will not answer.
@@ -185,10 +183,9 @@ async def test_others_wait_for_no_check(wire: Wire, serve: Serve) -> None:
         for db in holders:
             db.release()
         await until(lambda: time.monotonic() - scope._pool.gate.idle_slots()[0].since > 0.05)
-        begun = time.monotonic()
         assert await asyncio.gather(*(served.status() for _ in range(20))) == [200] * 20
-        assert time.monotonic() - begun < PING_LIMIT * 0.9
-        assert scope.stats().repairing >= 3
+        assert scope.stats().repairing == 3  # they are still being checked
+        wire.cut()
 
 
 @pytest.mark.usefixtures("brisk")
@@ -198,9 +195,9 @@ async def test_keepalive_finds_the_silent_before_anybody_comes(wire: Wire, serve
     async with serve(app) as served:
         wire.freeze()
         await until(lambda: scope.stats().closed == 4 and scope.stats().idle == 4, "four new ones")
-        begun = time.monotonic()
+        wire.queries.clear()
         assert await asyncio.gather(*(served.status() for _ in range(12))) == [200] * 12
-        assert time.monotonic() - begun < LATE
+        assert scope.stats().closed == 4
 
 
 @pytest.mark.usefixtures("brisk")
@@ -225,7 +222,7 @@ async def test_connections_of_one_age_do_not_end_together(make_scope: Any) -> No
     """Twelve connections opened together, as after a restart, are to be replaced up to three minutes apart."""
     async with make_scope(minsize=12, maxsize=12) as scope:
         ages = sorted(slot.expires - slot.used for slot in scope._pool.gate.slots)
-    assert ages[0] > 1620.0 - LATE
+    assert ages[0] > 1620.0 - BUSY
     assert ages[-1] <= 1800.0
     assert ages[-1] - ages[0] > 0.3 * 180.0  # for twelve of them as good as certain
 
@@ -256,7 +253,7 @@ async def test_no_connection_outlives_its_time_under_load(dsn: str, database: Da
     print([round(age, 3) for age in ages])
     assert len(ages) == 4
     assert ages[0] > lifetime * 0.9 - 0.1  # it counts from the beginning of its connect
-    assert ages[-1] < lifetime + LATE
+    assert ages[-1] < lifetime + BUSY
     assert max(each.at for each in got if each.text in first) < max(ended.values())
 
 

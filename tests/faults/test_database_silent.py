@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.conftest import until
+from tests.conftest import BUSY, until
 from tests.wire import wired_to
 
 from .load import load
@@ -52,13 +52,13 @@ async def test_a_silent_network(server: EmbeddedPostgres, service: Service, seed
         ):
             await warm(run)
             wire.frozen = True
-            await until(lambda: running.scope.stats().breaker != "closed", deadline=10.0)
+            await until(lambda: running.scope.stats().breaker != "closed")
             await more(run, 25, status=503)
             wire.frozen = False
             back = time.monotonic()
             limits = [result for result in run.results if result.status == 504]
             assert len(limits) <= 4
-            assert all(result.took < SILENT + 0.5 for result in limits)
+            assert all(result.took < SILENT + BUSY for result in limits)
             first = await recovered(run, back, "a silent network")
             await kept(run, running, first.end)
 
@@ -78,7 +78,7 @@ async def test_a_connect_that_hangs_delays_nobody(server: EmbeddedPostgres, serv
                 assert wire.connects == 3
                 wire.hang = False
                 await kept(run, running, 0.0)
-            assert max(result.took for result in run.results if result.at > hung) < 2.0
+            assert max(result.took for result in run.results if result.at > hung) < BUSY
 
 
 @pytest.mark.slow

@@ -16,16 +16,13 @@ from aiohttp import web
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope import janitor
 from aiohttp_poolscope.errors import ConnectionReleased
-from tests.conftest import Database, Serve, until
+from tests.conftest import BUSY, Database, Serve, until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 LOOKING = 0.2
 """Seconds between two looks at the leases, in these tests."""
-
-LATE = 2.0
-"""Seconds that a busy machine may add to what is promised."""
 
 SECRETS = ("hunter2-password", "parameter-4711", "query-string-token", "cookie-monster", "postgresql://", "host=")
 """What stands in the connection's address, in a statement or in a request, and must stand in no log."""
@@ -367,10 +364,10 @@ async def test_max_lease_ends_the_statement_too(
     scope = poolscope.setup(app, dsn, maxsize=1, max_lease=0.1, abandon_interval=abandon_interval)
     app.router.add_get("/{seconds}", handler)
     async with serve(app) as served:
-        status, body = await served.get("/8")
+        status, body = await served.get("/60")
         begun = time.monotonic()
         assert (status, json.loads(body)["code"]) == (500, "connection-released")
-        limit = (abandon_interval or 0.0) + LATE
+        limit = (abandon_interval or 0.0) + BUSY
         await until(lambda: ("active",) not in database.backends("state"), "the statement's end", limit)
         print(round(time.monotonic() - begun, 3))
         await until(lambda: scope.stats().size, "the next connection")

@@ -149,7 +149,7 @@ async def test_a_storm_of_aborted_requests_leaves_nothing_behind(
             async with asyncio.TaskGroup() as group:
                 for _ in range(AT_A_TIME):
                     group.create_task(clients())
-            await until(lambda: not served.runner.server.connections, "the end of all connections", 10.0)  # type: ignore[union-attr]
+            await until(lambda: not served.runner.server.connections, "the end of all connections")  # type: ignore[union-attr]
             await watch.calm()
         stats = scope.stats()
         assert watch.samples > 10

@@ -8,13 +8,13 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Self
 
 from aiohttp_poolscope.events import Event, StatementFailed
-from tests.conftest import Database, until
+from tests.conftest import BUSY, DEADLINE, Database, until
 
 if TYPE_CHECKING:
     from aiohttp_poolscope import PoolScope, PoolStats
 
-ENDING = 2.0
-"""Seconds that a connection the pool has closed may live on in the server: abandon_interval and a second."""
+ENDING = 1.0 + BUSY
+"""Seconds that a connection the pool has closed may live on in the server: a second of abandon_interval at most."""
 
 
 class Watch:
@@ -67,7 +67,7 @@ class Watch:
     async def calm(self) -> None:
         """Wait until everything has come back, and check that it is as before."""
         scope, gate = self.scope, self.pool.gate
-        await until(lambda: gate.lent == gate.waiting == gate.repairing == gate.opening == 0, "calm", 10.0)
+        await until(lambda: gate.lent == gate.waiting == gate.repairing == gate.opening == 0, "calm")
         assert self.wrong == []
         stats = scope.stats()
         assert (stats.in_use, stats.waiting, stats.leaked) == (0, 0, 0), stats
@@ -77,7 +77,7 @@ class Watch:
         backends = await until(lambda: len(found := self._database.backends("state")) <= stats.idle and found)
         assert set(backends) == {("idle",)}
         waited = stats.wait.count
-        async with asyncio.timeout(1.0):
+        async with asyncio.timeout(DEADLINE):
             await scope.check()
         assert scope.stats().wait.count == waited + 1
 

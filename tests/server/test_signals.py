@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from .conftest import BOUND, KINDS, Answer, wait_for
-from .sockets import watched
+from .sockets import LOOK, watched
 from .traffic import traffic
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def test_the_end_under_constant_load(launch: Launch, clean: Callable[..., None],
         assert run.statuses()[200] > 15
         assert set(run.statuses()) <= {200, 503, 0, -1}, run.statuses()  # 0: never seen by the application
     assert watch.looks > 5
-    assert watch.longest < 1.5, watch.longest
+    assert watch.longest < 1.5 / LOOK, watch.longest
     (report,) = server.drained()
     assert (report.cancelled, report.forced) == (0, 0)
 
@@ -87,7 +87,7 @@ def test_who_waits_is_refused_and_who_is_stuck_is_cancelled(
     launch: Launch, clean: Callable[..., None], kind: str
 ) -> None:
     """A request without a connection hears 503 at once; a handler stuck in a query ends with drain_grace (A4)."""
-    server = launch(kind, maxsize=1, drain_grace=1)
+    server = launch(kind, maxsize=1, drain_grace=2)
     ended: dict[Future[Answer], float] = {}
     stuck = server.ask("/query/60")
     server.has_started("/query/60")
@@ -100,10 +100,10 @@ def test_who_waits_is_refused_and_who_is_stuck_is_cancelled(
     clean(server)
     assert time.monotonic() - begun < BOUND
     assert stuck.result().status in (0, 503)
-    assert all(ended[each] < ended[stuck] - 0.5 for each in waiting), ended  # not first when the grace was over
+    assert all(ended[each] < ended[stuck] - 1 for each in waiting), ended  # not first when the grace was over
     (report,) = server.drained()
     assert (report.served, report.cancelled, report.forced) == (0, 1, 0)
-    assert 0.9 <= report.duration < BOUND
+    assert 1.9 <= report.duration < BOUND
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -121,7 +121,7 @@ def test_nothing_that_is_left_behind_hangs_the_exit(launch: Launch, clean: Calla
         begun = server.signal()
         clean(server)
         assert time.monotonic() - begun < BOUND
-    assert watch.longest < 1.5, watch.longest
+    assert watch.longest < 1.5 / LOOK, watch.longest
     (report,) = server.drained()
     assert (report.cancelled, report.forced) == (1, 1)
     assert report.who == "GET /leak"
@@ -132,13 +132,13 @@ def test_nothing_that_is_left_behind_hangs_the_exit(launch: Launch, clean: Calla
 @pytest.mark.slow
 def test_an_idle_websocket_ends_under_gunicorn(launch: Launch, clean: Callable[..., None]) -> None:
     """The pool is drained within drain_grace; if gunicorn kills the worker for its websocket (A6), nothing is left."""
-    server = launch("gunicorn", options=("--graceful-timeout", "2"), drain_grace=0.5)
+    server = launch("gunicorn", options=("--graceful-timeout", "4"), drain_grace=0.5)
     with upgraded(server):
         server.signal()
-        wait_for(server.drained, "the drain", BOUND)
+        wait_for(server.drained, "the drain")
         clean(server, also=("ResourceWarning",))
     (report,) = server.drained()
-    assert report.duration < 2
+    assert report.duration < BOUND
     assert (report.cancelled, report.forced) == (0, 0)
 
 
