@@ -239,7 +239,7 @@ class Reader:
     @property
     def environment(self) -> dict[str, str]:
         unwanted = re.compile(
-            "PYTEST|VIRTUAL_ENV|PYTHONPATH|DATABASE_URL|DB_|WEB_CONCURRENCY|POOLSCOPE|PORT$|MAKE|MFLAGS"
+            "PYTEST|VIRTUAL_ENV|PYTHONPATH|DATABASE_URL|DB_|WEB_CONCURRENCY|POOLSCOPE|PORT$|MAKE|MFLAGS|ARGS$"
         )
         found = {name: value for name, value in os.environ.items() if not unwanted.match(name)}
         found |= {"COLUMNS": "80", "PYTHONUNBUFFERED": "1", "PYTEST_ADDOPTS": "-p no:cacheprovider"}

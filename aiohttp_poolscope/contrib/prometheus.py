@@ -14,6 +14,8 @@ import itertools
 import logging
 import math
 import os
+import struct
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
@@ -53,6 +55,9 @@ STATE: Final = "db_client_connection_state"
 
 ENVIRONMENT: Final = "PROMETHEUS_MULTIPROC_DIR"
 """prometheus_client's own variable for services of several processes."""
+
+TRIES: Final = 10
+"""How often, with 10 ms between, prometheus_client's files are read again before it is an error: see _collected."""
 
 SHORTEST: Final = 0.1
 """Seconds between two writes that are worth the work."""
@@ -290,7 +295,17 @@ class _Together(Collector):
         self._families = families
 
     def collect(self) -> Iterator[Family]:
-        return itertools.chain(self._registry.collect(), self._families)
+        return itertools.chain(_collected(self._registry), self._families)
+
+
+def _collected(registry: CollectorRegistry) -> Iterable[Family]:
+    """What is in it. For a moment the file of a process that has just begun is empty, and prometheus_client trips."""
+    for _ in range(TRIES):
+        try:
+            return list(registry.collect())
+        except struct.error:
+            time.sleep(0.01)
+    return registry.collect()
 
 
 class _Route:

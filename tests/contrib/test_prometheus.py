@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import os
 import shutil
 import subprocess
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import hdrs, web
 from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 import aiohttp_poolscope as poolscope
+from aiohttp_poolscope.contrib import prometheus
 from aiohttp_poolscope.contrib.prometheus import METRICS, OUTCOMES, PoolScopeCollector, setup_metrics
 from tests.conftest import until
 from tests.test_docs import ROOT, names, section, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from tests.conftest import Database, Serve, Served
 
@@ -249,6 +255,29 @@ async def test_the_usual_registry_has_the_process_and_the_application(dsn: str, 
         assert "poolscope_state" not in generate_latest(REGISTRY).decode()
     finally:
         REGISTRY.unregister(counter)
+
+
+@pytest.mark.parametrize("filled", [True, False])
+async def test_a_process_that_has_just_begun(
+    dsn: str, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, filled: bool
+) -> None:
+    """prometheus_client makes its file and gives it its size in two steps: who asks between them waits a little."""
+    monkeypatch.setattr(prometheus, "TRIES", 500 if filled else 2)
+    file = tmp_path / "counter_4711.db"
+    file.touch()
+
+    def fill() -> None:
+        time.sleep(0.1)
+        if filled:
+            os.truncate(file, 1 << 20)
+
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(tmp_path))
+    async with serve(App(dsn, registry=registry).web) as served:
+        with ThreadPoolExecutor(1) as other:
+            filling = other.submit(fill)
+            assert await served.status("/metrics") == (200 if filled else 500)
+            filling.result()
 
 
 async def test_a_registry_of_ones_own(dsn: str, serve: Serve) -> None:
