@@ -295,11 +295,13 @@ class Pool:
         """Close a connection and free its room. Harmless when it is gone already."""
         if slot not in self.gate.slots:
             return
-        slot.link.close()
-        self.gate.lost(slot, time.monotonic())
-        self.closed += 1
-        self.driver.forget_empty()
-        self.watch.closed(slot, reason, cause)
+        try:
+            slot.link.close()
+        finally:  # whatever the driver, or the loop, has against it: it is lent to nobody again
+            self.gate.lost(slot, time.monotonic())
+            self.closed += 1
+            self.driver.forget_empty()
+            self.watch.closed(slot, reason, cause)
 
     def bury(self, slot: Slot[Link]) -> None:
         """Drop a connection that was found dead."""

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import stat
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from aiohttp import web
 
+import aiohttp_poolscope as poolscope
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
+from aiohttp_poolscope.driver import mends
 from aiohttp_poolscope.errors import ConnectionReleased, DatabaseUnavailable, PoolExhausted
 
 from .conftest import BUSY, Audit, Database, until
@@ -16,6 +21,8 @@ from .wire import wired
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from .conftest import Serve
 
 PID = "SELECT pg_backend_pid()"
 
@@ -101,6 +108,53 @@ async def test_closed_while_it_repairs(make_scope: Any, database: Database, audi
             wire.frozen = True
         assert scope.state == "closed"
         wire.frozen = False
+
+
+async def test_a_descriptor_that_is_a_strangers_at_once(
+    dsn: str, database: Database, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libpq closes a dead connection's socket by itself. A thread may have its number at once, a client soon after."""
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(text=str(await request["db"].fetchval("SELECT 42")))
+
+    app = web.Application()
+    scope = poolscope.setup(app, dsn, maxsize=2)
+    app.router.add_get("/", answer)
+    async with serve(app) as served:
+        (slot,) = scope._pool.gate.slots
+        number, look = slot.link.aio._fileno, mends.PollingSelect.select
+        files: list[int] = []
+
+        def later(*arguments: Any) -> Any:
+            while number not in files:
+                files.append(os.open(os.devnull, os.O_RDONLY))
+            return look(*arguments)
+
+        monkeypatch.setattr(mends.PollingSelect, "select", later)
+        database.kill(waiting=False)
+        await until(lambda: number in files)
+        for each in files:
+            os.close(each)
+        assert await asyncio.gather(*(served.get() for _ in range(4))) == [(200, "42")] * 4
+        assert stat.S_ISSOCK(os.fstat(number).st_mode)
+        assert scope.stats().dead == 1
+
+
+async def test_a_connection_that_cannot_be_closed(make_scope: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the driver or the loop has against the closing of a connection, it is lent to nobody afterwards."""
+
+    def never() -> None:
+        raise RuntimeError("not today")
+
+    async with make_scope(maxsize=1) as scope:
+        (link,) = [slot.link for slot in scope._pool.gate.slots]
+        monkeypatch.setattr(link.aio, "close", never)
+        with pytest.raises(RuntimeError, match="not today"):
+            scope.expire()
+        assert await scope.fetchval("SELECT 1") == 1
+        assert scope.stats().size == 1
+        link.raw.close()
 
 
 async def test_no_database_at_start(make_scope: Any, server: EmbeddedPostgres) -> None:

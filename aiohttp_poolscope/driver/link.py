@@ -15,7 +15,7 @@ from aiopg.utils import ClosableQueue
 from ..errors import ConnectionBusy, DatabaseUnavailable, PoolScopeError, QueryTimeout
 from ..session import needs_session
 from .errors import in_words
-from .mends import go_on, request_cancel
+from .mends import BROKEN, forget_lost, go_on, request_cancel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -390,8 +390,10 @@ class Link:
         if owner is None:
             return
         self._owner = self._cursor = None
-        self._shut()
-        owner.release(aio)
+        try:
+            self._shut()
+        finally:
+            owner.release(aio)
 
     def _shut(self) -> None:
         # A second close() of aiopg would take away the event-loop reader of whoever has the descriptor by now. So:
@@ -399,6 +401,8 @@ class Link:
         aio = self.aio
         if self.raw.closed == CLOSED:
             return
+        if self.raw.closed == BROKEN:
+            forget_lost(aio)
         if aio._fileno is None:
             self.raw.close()
         else:

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from asyncio import Future
     from collections.abc import Callable, Sequence
 
-__all__ = ("PollingSelect", "go_on", "request_cancel")
+__all__ = ("BROKEN", "PollingSelect", "forget_lost", "go_on", "request_cancel")
+
+
+BROKEN = 2
+"""psycopg2's word for a connection that it has found dead; 1 is for one that was closed."""
 
 
 class PollingSelect:
@@ -52,7 +56,7 @@ def _forget(descriptor: int) -> None:
     """
     loop = asyncio.get_running_loop()
     for remove in (loop.remove_reader, loop.remove_writer):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, RuntimeError):  # the latter: it is a transport's already
             remove(descriptor)
 
 
@@ -71,6 +75,8 @@ def _ready(weak_self: Any) -> None:
     """
     go_on(weak_self)
     aio = weak_self()
+    if aio is not None and aio._conn.closed == BROKEN:
+        forget_lost(aio)
     if aio is None or isinstance(aio._loop, asyncio.BaseEventLoop):  # asyncio's own tells until it is read
         return
     waiter = aio._waiter
@@ -95,14 +101,26 @@ def _has_ended(descriptor: int | None) -> bool:
 aiopg.connection.Connection._ready = staticmethod(_ready)  # type: ignore[method-assign]
 
 
-def _load_cancel() -> Any:
-    """The cancel functions of libpq, found through psycopg2's own library.
+def forget_lost(aio: Any) -> None:
+    """Take the descriptor of a BROKEN connection out of the loop, if libpq has closed it. Soon it is somebody else's.
+
+    aiopg asks whether the number is good still. It is, if another thread has opened a file in the same moment, and
+    then the loop would go on to watch it: the next socket with this number could not be, whosever it is.
+    """
+    if aio._fileno is not None and _libpq is not None and _libpq.PQsocket(aio._conn.pgconn_ptr) < 0:
+        _forget(aio._fileno)
+        aio._fileno, aio._writing = None, False
+
+
+def _load_libpq() -> Any:
+    """Functions of libpq that psycopg2 has not, or not as they are needed here, found through its own library.
 
     ``connection.cancel()`` of psycopg2 keeps the interpreter lock while it connects to the server: on a silent
     network it would stop the whole process, from whichever thread it is called. ctypes lets go of the lock.
     """
     try:
         lib = ctypes.CDLL(psycopg2._psycopg.__file__)
+        lib.PQsocket.argtypes = [ctypes.c_void_p]
         lib.PQgetCancel.restype = ctypes.c_void_p
         lib.PQgetCancel.argtypes = [ctypes.c_void_p]
         lib.PQcancel.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int]
@@ -112,7 +130,7 @@ def _load_cancel() -> Any:
     return lib
 
 
-_libpq = _load_cancel()
+_libpq = _load_libpq()
 
 
 def request_cancel(raw: Any, done: Callable[[Future[None]], None]) -> Future[None] | None:
