@@ -22,7 +22,7 @@ from .watch import Watch
 if TYPE_CHECKING:
     from .conftest import Connect
 
-REQUESTS = int(os.environ.get("POOLSCOPE_STORM", "3000"))
+REQUESTS = int(os.environ.get("POOLSCOPE_STORM", "1500"))
 AT_A_TIME = 60
 MAXSIZE = 4
 
