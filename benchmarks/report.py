@@ -66,7 +66,7 @@ one: while that lasts, connections are lent and nothing moves.""",
 
 SECONDS = {
     *("mean", "p50", "p99", "longest", "refused_p50", "refused_p99", "late_p99", "recovery_time", "away"),
-    *("seconds", "block", "cpu"),
+    *("seconds", "block", "cpu", "each_second"),
 }
 """Figures that are times; the others are shown as they are."""
 
