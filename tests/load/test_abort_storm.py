@@ -154,10 +154,10 @@ async def test_a_storm_of_aborted_requests_leaves_nothing_behind(
         stats = scope.stats()
         assert watch.samples > 10
         assert watch.most_in_use == MAXSIZE
-        assert watch.most_waiting > MAXSIZE
+        assert watch.most_waiting > (MAXSIZE if settings else 0)  # a queue that sheds stays short
         assert stats.client_gone + stats.cancelled > count / 50, stats  # it was a storm
         assert min(moments[moment] for moment in MOMENTS) > count / 20
-        assert answered[200] > count / 20
+        assert answered[200] > (count / 20 if settings else 0)
         assert database.sql("SELECT token FROM ledger GROUP BY token HAVING sum(amount) <> 0 OR count(*) <> 2") == []
         assert await served.get("/plain/after") == (200, "after")
 
