@@ -50,6 +50,7 @@ EXCEPT = {
         "tests/test_answers.py::test_database_unavailable_when_the_connection_dies[between statements]",
         "tests/test_connection_hooks.py::test_cursor_on_a_dead_connection",
         "tests/test_pool_edges.py::test_a_dead_lease_does_not_stop_the_janitor",
+        "tests/test_pool_faults.py::test_a_descriptor_that_is_a_strangers_at_once",
         "tests/test_pool_faults.py::test_dead_idle_connections_reach_nobody",
         "tests/test_statements.py::test_a_connection_that_dies",
     ),
