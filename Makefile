@@ -89,7 +89,7 @@ $(VENV)/.for-docs: EXTRAS := docs,cli,demo,prometheus,opentelemetry
 $(VENV)/.for-bench: EXTRAS := bench,test
 
 $(VENV)/.for-%: pyproject.toml | $(VENV)/.made
-	@echo "Setting up $(VENV) for make $* (once, about 20 s)..."
+	@echo "Setting up $(VENV) for make $* (once, about a minute)..."
 	@$(PIP) --editable '.[$(EXTRAS)]'
 	@touch $@
 
