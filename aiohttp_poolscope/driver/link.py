@@ -15,7 +15,7 @@ from aiopg.utils import ClosableQueue
 from ..errors import ConnectionBusy, DatabaseUnavailable, PoolScopeError, QueryTimeout
 from ..session import needs_session
 from .errors import in_words
-from .mends import BROKEN, forget_lost, go_on, request_cancel
+from .mends import go_on, request_cancel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -401,8 +401,6 @@ class Link:
         aio = self.aio
         if self.raw.closed == CLOSED:
             return
-        if self.raw.closed == BROKEN:
-            forget_lost(aio)
         if aio._fileno is None:
             self.raw.close()
         else:

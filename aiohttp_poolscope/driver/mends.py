@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from asyncio import Future
     from collections.abc import Callable, Sequence
 
-__all__ = ("BROKEN", "PollingSelect", "forget_lost", "go_on", "request_cancel")
+__all__ = ("PollingSelect", "go_on", "request_cancel")
 
 
 BROKEN = 2
@@ -56,7 +56,7 @@ def _forget(descriptor: int) -> None:
     """
     loop = asyncio.get_running_loop()
     for remove in (loop.remove_reader, loop.remove_writer):
-        with contextlib.suppress(OSError, RuntimeError):  # the latter: it is a transport's already
+        with contextlib.suppress(OSError):
             remove(descriptor)
 
 
@@ -76,7 +76,7 @@ def _ready(weak_self: Any) -> None:
     go_on(weak_self)
     aio = weak_self()
     if aio is not None and aio._conn.closed == BROKEN:
-        forget_lost(aio)
+        _forget_lost(aio)
     if aio is None or isinstance(aio._loop, asyncio.BaseEventLoop):  # asyncio's own tells until it is read
         return
     waiter = aio._waiter
@@ -101,7 +101,7 @@ def _has_ended(descriptor: int | None) -> bool:
 aiopg.connection.Connection._ready = staticmethod(_ready)  # type: ignore[method-assign]
 
 
-def forget_lost(aio: Any) -> None:
+def _forget_lost(aio: Any) -> None:
     """Take the descriptor of a BROKEN connection out of the loop, if libpq has closed it. Soon it is somebody else's.
 
     aiopg asks whether the number is good still. It is, if another thread has opened a file in the same moment, and
