@@ -19,25 +19,25 @@ ORDINARY: Final = re.compile(r"\s*+(?:SELECT|INSERT|UPDATE|DELETE|WITH|BEGIN|COM
 """How most statements start: this runs for each of them, and START takes three times as long."""
 
 # PostgreSQL's comments nest; one level is enough here.
-COMMENT = r"(?:--[^\n]*+|/\*(?:[^*/]++|\*(?!/)|/(?!\*)|/\*(?:[^*]++|\*(?!/))*+\*/)*+\*/)"
-GAP = rf"(?>\s++|{COMMENT})++"
+COMMENT = r"(?:--[^\n]*+|/\*(?>(?:[^*/]++|\*(?!/)|/(?!\*)|/\*(?>(?:[^*]++|\*(?!/))*)\*/)*)\*/)"
+GAP = rf"(?>(?>\s++|{COMMENT})+)"
 
 FOLLOWED = r"(?:TIME\s++ZONE|TimeZone|DateStyle|client_encoding|NAMES|standard_conforming_strings|application_name)\b"
 """Settings that PgBouncer keeps for each of its clients."""
 
-OF_TRANSACTION = r"TRANSACTION(?:_(?:isolation|read_only|deferrable))?+"
+OF_TRANSACTION = r"TRANSACTION(?>(?:_(?:isolation|read_only|deferrable))?)"
 
 START: Final = re.compile(
     rf"""
-    (?>\s++|;|{COMMENT})*+
+    (?>(?>\s++|;|{COMMENT})*)
     (?:
         (?P<listen>   (?:UN)?LISTEN\b)
       | (?P<prepare>  PREPARE\b(?!{GAP}TRANSACTION\b) | EXECUTE\b | DEALLOCATE\b)
-      | (?P<set>      SET{GAP}(?:SESSION{GAP})?+(?!(?:LOCAL|{OF_TRANSACTION}|CONSTRAINTS)\b|{FOLLOWED}))
+      | (?P<set>      SET{GAP}(?>(?:SESSION{GAP})?)(?!(?:LOCAL|{OF_TRANSACTION}|CONSTRAINTS)\b|{FOLLOWED}))
       | (?P<reset>    RESET\b(?!{GAP}{FOLLOWED}) | DISCARD\b)
       | (?P<load>     LOAD\b)
-      | (?P<temp>     CREATE{GAP}(?:OR{GAP}REPLACE{GAP})?+(?:(?:LOCAL|GLOBAL){GAP})?+TEMP(?:ORARY)?+
-                      {GAP}(?:RECURSIVE{GAP})?+(?:TABLE|VIEW|SEQUENCE)\b(?!.*\bON\s++COMMIT\s++DROP\b))
+      | (?P<temp>     CREATE{GAP}(?>(?:OR{GAP}REPLACE{GAP})?)(?>(?:(?:LOCAL|GLOBAL){GAP})?)TEMP(?>(?:ORARY)?)
+                      {GAP}(?>(?:RECURSIVE{GAP})?)(?:TABLE|VIEW|SEQUENCE)\b(?!.*\bON\s++COMMIT\s++DROP\b))
       | (?P<hold>     DECLARE{GAP}(?:"[^"]*+"|\w++)(?:{GAP}\w++){{0,4}}?{GAP}CURSOR{GAP}WITH{GAP}HOLD\b)
     )
     """,
@@ -50,10 +50,10 @@ QUERY: Final = re.compile(r"[\s(;']*+(?:SELECT|WITH|VALUES|INSERT|UPDATE|DELETE|
 QUOTED: Final = re.compile(
     rf"""
       (?P<kept>'{FOLLOWED}')
-    | \bE'(?:[^'\\]++|\\.|'')*+(?:'|\Z)
-    | '(?:[^']++|'')*+(?:'|\Z)
-    | "(?:[^"]++|"")*+(?:"|\Z)
-    | (?<![\w$])\$(?P<tag>(?:[^\W\d]\w*+)?+)\$.*?(?:\$(?P=tag)\$|\Z)
+    | \bE'(?>(?:[^'\\]++|\\.|'')*)(?:'|\Z)
+    | '(?>(?:[^']++|'')*)(?:'|\Z)
+    | "(?>(?:[^"]++|"")*)(?:"|\Z)
+    | (?<![\w$])\$(?P<tag>(?>(?:[^\W\d]\w*+)?))\$.*?(?:\$(?P=tag)\$|\Z)
     | {COMMENT}
     | /\*.*
     """,
@@ -63,10 +63,10 @@ QUOTED: Final = re.compile(
 
 CALL: Final = re.compile(
     rf"""
-    (?<![\w.$])(?:pg_catalog\.)?+
+    (?<![\w.$])(?>(?:pg_catalog\.)?)
     (?:
-        (?P<lock>   pg_(?:try_)?+advisory_lock(?:_shared)?+\s*+\()
-      | (?P<config> set_config\s*+\((?!\s*+'{FOLLOWED}')[^(),]*+,(?:[^(),]++|\([^()]*+\))*+,\s*+false\s*+\))
+        (?P<lock>   pg_(?>(?:try_)?)advisory_lock(?>(?:_shared)?)\s*+\()
+      | (?P<config> set_config\s*+\((?!\s*+'{FOLLOWED}')[^(),]*+,(?>(?:[^(),]++|\([^()]*+\))*),\s*+false\s*+\))
     )
     """,
     re.IGNORECASE | re.VERBOSE,

@@ -155,7 +155,7 @@ async def test_a_storm_of_aborted_requests_leaves_nothing_behind(
         assert watch.samples > 5
         assert watch.most_in_use == MAXSIZE
         assert watch.most_waiting > 0
-        assert stats.client_gone + stats.cancelled > count / 50, stats  # it was a storm
+        assert stats.client_gone + stats.cancelled > count / 200, stats  # it was a storm
         assert min(moments[moment] for moment in MOMENTS) > count / 20
         assert answered[200] > (count / 20 if settings else 0)
         assert database.sql("SELECT token FROM ledger GROUP BY token HAVING sum(amount) <> 0 OR count(*) <> 2") == []
