@@ -25,7 +25,7 @@ GAP = rf"(?>(?>\s++|{COMMENT})+)"
 FOLLOWED = r"(?:TIME\s++ZONE|TimeZone|DateStyle|client_encoding|NAMES|standard_conforming_strings|application_name)\b"
 """Settings that PgBouncer keeps for each of its clients."""
 
-OF_TRANSACTION = r"TRANSACTION(?>(?:_(?:isolation|read_only|deferrable))?)"
+OF_TRANSACTION = r"TRANSACTION(?:_(?:isolation|read_only|deferrable))?"
 
 START: Final = re.compile(
     rf"""
@@ -36,8 +36,8 @@ START: Final = re.compile(
       | (?P<set>      SET{GAP}(?>(?:SESSION{GAP})?)(?!(?:LOCAL|{OF_TRANSACTION}|CONSTRAINTS)\b|{FOLLOWED}))
       | (?P<reset>    RESET\b(?!{GAP}{FOLLOWED}) | DISCARD\b)
       | (?P<load>     LOAD\b)
-      | (?P<temp>     CREATE{GAP}(?>(?:OR{GAP}REPLACE{GAP})?)(?>(?:(?:LOCAL|GLOBAL){GAP})?)TEMP(?>(?:ORARY)?)
-                      {GAP}(?>(?:RECURSIVE{GAP})?)(?:TABLE|VIEW|SEQUENCE)\b(?!.*\bON\s++COMMIT\s++DROP\b))
+      | (?P<temp>     CREATE{GAP}(?:OR{GAP}REPLACE{GAP})?(?:(?:LOCAL|GLOBAL){GAP})?TEMP(?:ORARY)?
+                      {GAP}(?:RECURSIVE{GAP})?(?:TABLE|VIEW|SEQUENCE)\b(?!.*\bON\s++COMMIT\s++DROP\b))
       | (?P<hold>     DECLARE{GAP}(?:"[^"]*+"|\w++)(?:{GAP}\w++){{0,4}}?{GAP}CURSOR{GAP}WITH{GAP}HOLD\b)
     )
     """,
@@ -53,7 +53,7 @@ QUOTED: Final = re.compile(
     | \bE'(?>(?:[^'\\]++|\\.|'')*)(?:'|\Z)
     | '(?>(?:[^']++|'')*)(?:'|\Z)
     | "(?>(?:[^"]++|"")*)(?:"|\Z)
-    | (?<![\w$])\$(?P<tag>(?>(?:[^\W\d]\w*+)?))\$.*?(?:\$(?P=tag)\$|\Z)
+    | (?<![\w$])\$(?P<tag>(?:[^\W\d]\w*+)?)\$.*?(?:\$(?P=tag)\$|\Z)
     | {COMMENT}
     | /\*.*
     """,
@@ -63,9 +63,9 @@ QUOTED: Final = re.compile(
 
 CALL: Final = re.compile(
     rf"""
-    (?<![\w.$])(?>(?:pg_catalog\.)?)
+    (?<![\w.$])(?:pg_catalog\.)?
     (?:
-        (?P<lock>   pg_(?>(?:try_)?)advisory_lock(?>(?:_shared)?)\s*+\()
+        (?P<lock>   pg_(?:try_)?advisory_lock(?:_shared)?\s*+\()
       | (?P<config> set_config\s*+\((?!\s*+'{FOLLOWED}')[^(),]*+,(?>(?:[^(),]++|\([^()]*+\))*),\s*+false\s*+\))
     )
     """,

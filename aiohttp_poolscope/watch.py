@@ -26,12 +26,12 @@ LONGEST: Final = 2000
 
 HIDDEN: Final = re.compile(
     r"""
-      '(?>(?:[^'\\]|'')*)'(?!\s*')          # a literal without any backslash
-    | '.*                                # one that may end anywhere: all that follows it
+      '(?>(?:[^'\\]|'')*)'(?!\s*')            # a literal without any backslash
+    | '.*                                     # one that may end anywhere: all that follows it
     | "(?>(?:[^"]|"")*)"
-    | (?<![\w$])\$(?P<tag>(?>(?:[^\W\d]\w*+)?))\$.*?(?:\$(?P=tag)\$|\Z)
+    | (?<![\w$])\$(?P<tag>(?:[^\W\d]\w*+)?)\$.*?(?:\$(?P=tag)\$|\Z)
     | --[^\n]*+
-    | /\*(?>(?:[^*/]|\*(?!/)|/(?!\*))*)\*/    # a comment without another one in it
+    | /\*(?>(?:[^*/]|\*(?!/)|/(?!\*))*)\*/  # a comment without another one in it
     | /\*.*
     | (?<![\w$])(?:\d|\.\d)(?>(?:[\w.]|(?<=[eE])[+-](?=\d))*)
     """,

@@ -92,7 +92,7 @@ async def test_after_the_grace_nobody_borrows(dsn: str, serve: Serve) -> None:
 
 async def test_idle_keep_alive_connections_delay_nothing(dsn: str, serve: Serve) -> None:
     """Clients that keep their connection without a request are sent away, and the pool is closed at once."""
-    app = App(dsn)
+    app = App(dsn, drain_grace=STUCK, drain_timeout=2 * STUCK)
     async with serve(app.web, shutdown_timeout=STUCK) as served:
         idle = [await served.raw(head("/quick")) for _ in range(5)]
         for reader, _ in idle:

@@ -13,7 +13,7 @@ from aiohttp import WSMsgType, web
 import aiohttp_poolscope as poolscope
 from tests.load.clients import ask, head, reset
 
-from .conftest import BUSY, until
+from .conftest import until
 from .ending import SOON, STUCK, App, ask_kept, ending, good, refused
 
 if TYPE_CHECKING:
@@ -128,7 +128,6 @@ async def test_an_idle_websocket_ends_with_the_application(dsn: str, serve: Serv
             assert (await ws.receive()).type in (WSMsgType.CLOSE, WSMsgType.CLOSED)
         assert said == [42]
         assert end.report[1:] == (0, 0, 0, "")
-        assert end.report.duration < BUSY
 
 
 async def test_who_waits_for_a_database_that_is_silent_is_refused(serve: Serve) -> None:

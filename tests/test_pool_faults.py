@@ -145,16 +145,19 @@ async def test_a_connection_that_cannot_be_closed(make_scope: Any, monkeypatch: 
     """Whatever the driver or the loop has against the closing of a connection, it is lent to nobody afterwards."""
 
     def never() -> None:
+        asyncio.get_running_loop().remove_reader(link.aio._fileno)
         raise RuntimeError("not today")
 
     async with make_scope(maxsize=1) as scope:
+        pid = await scope.fetchval(PID)
         (link,) = [slot.link for slot in scope._pool.gate.slots]
         monkeypatch.setattr(link.aio, "close", never)
         with pytest.raises(RuntimeError, match="not today"):
             scope.expire()
-        assert await scope.fetchval("SELECT 1") == 1
+        assert link.closed
+        assert scope.stats().closed == 1
+        assert await scope.fetchval(PID) != pid
         assert scope.stats().size == 1
-        link.raw.close()
 
 
 async def test_no_database_at_start(make_scope: Any, server: EmbeddedPostgres) -> None:

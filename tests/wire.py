@@ -30,6 +30,9 @@ CANCEL_REQUEST = 80877102
 TICK = 0.01
 """Seconds between two pieces of what is throttled."""
 
+NETWORK = OSError, asyncio.IncompleteReadError
+"""What may end a connection. Anything else is a mistake of the wire's own."""
+
 
 @contextlib.asynccontextmanager
 async def driving(dsn: str | None, **settings: Any) -> AsyncIterator[Driver]:
@@ -90,6 +93,7 @@ class Wire:
         self._loop = asyncio.new_event_loop()
         self._frozen_below = 0
         self._tear: tuple[int, bool] | None = None
+        self._mistakes: list[Exception] = []
         self._pairs: set[asyncio.StreamWriter] = set()
         self._clients: set[asyncio.StreamWriter] = set()
         ready = threading.Event()
@@ -141,6 +145,7 @@ class Wire:
         assert not self._thread.is_alive()
         if self._folder is not None:
             shutil.rmtree(self._folder)
+        assert self._mistakes == []
 
     def _call(self, change: Coroutine[Any, Any, None]) -> None:
         """Change something in the wire's own thread. It has changed when this returns."""
@@ -207,7 +212,7 @@ class Wire:
         self._clients.add(writer)
         self._pairs.add(writer)
         server: asyncio.StreamWriter | None = None
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+        with contextlib.suppress(*NETWORK, asyncio.CancelledError):
             first = await self._packet(reader)
             if struct.unpack_from("!I", first, 4)[0] == CANCEL_REQUEST:
                 self.cancels += 1
@@ -217,7 +222,7 @@ class Wire:
                 await asyncio.sleep(0.005)
             answers, server = await self._server()
             self._pairs.add(server)
-            server.write(first.replace(*self.swap_start) if self.swap_start else first)
+            server.write(first.replace(*swap) if (swap := self.swap_start) else first)
             await self._pump(number, reader, server, answers, writer)
         self._clients.discard(writer)
         for each in (writer, server):
@@ -233,7 +238,9 @@ class Wire:
         finally:
             for way in ways:
                 way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
+            for ended in await asyncio.gather(*ways, return_exceptions=True):
+                if isinstance(ended, Exception) and not isinstance(ended, NETWORK):
+                    self._mistakes.append(ended)
 
     async def _server(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if self._info.host.startswith("/"):
@@ -252,7 +259,7 @@ class Wire:
                     self.queries.append(message[5:-1].decode())
                 await self._thaw(number)
                 server.write(message)
-        except (OSError, asyncio.IncompleteReadError):
+        except NETWORK:
             await self._thaw(number)  # silence hides an end, too
 
     async def _answers(self, number: int, answers: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -267,14 +274,14 @@ class Wire:
                 self.torn += 1
                 return
             tear = tear and (tear[0] - len(data), tear[1])
-            await self._send(writer, data.replace(*self.swap) if self.swap else data)
+            await self._send(writer, data.replace(*swap) if (swap := self.swap) else data)
         await self._thaw(number)
 
     async def _send(self, writer: asyncio.StreamWriter, data: bytes) -> None:
-        while data and self.throttle is not None:
-            piece, data = data[: (size := max(1, int(self.throttle * TICK)))], data[size:]
+        while data and (throttle := self.throttle) is not None:
+            piece, data = data[: (size := max(1, int(throttle * TICK)))], data[size:]
             writer.write(piece)
-            await asyncio.sleep(len(piece) / self.throttle)
+            await asyncio.sleep(len(piece) / throttle)
         writer.write(data)
 
     async def _thaw(self, number: int) -> None:

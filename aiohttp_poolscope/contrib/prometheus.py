@@ -10,12 +10,13 @@ prometheus-client.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import itertools
 import logging
 import math
 import os
 import struct
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
@@ -57,7 +58,7 @@ ENVIRONMENT: Final = "PROMETHEUS_MULTIPROC_DIR"
 """prometheus_client's own variable for services of several processes."""
 
 TRIES: Final = 10
-"""How often, with 10 ms between, prometheus_client's files are read again before it is an error: see _collected."""
+"""How often a registry is asked, 10 ms after another, before its error is one: see _Route._encoded."""
 
 SHORTEST: Final = 0.1
 """Seconds between two writes that are worth the work."""
@@ -295,17 +296,7 @@ class _Together(Collector):
         self._families = families
 
     def collect(self) -> Iterator[Family]:
-        return itertools.chain(_collected(self._registry), self._families)
-
-
-def _collected(registry: CollectorRegistry) -> Iterable[Family]:
-    """What is in it. For a moment the file of a process that has just begun is empty, and prometheus_client trips."""
-    for _ in range(TRIES):
-        try:
-            return list(registry.collect())
-        except struct.error:
-            time.sleep(0.01)
-    return registry.collect()
+        return itertools.chain(self._registry.collect(), self._families)
 
 
 class _Route:
@@ -319,13 +310,8 @@ class _Route:
     @no_connection
     async def answer(self, request: web.Request) -> web.Response:
         encode, content_type = choose_encoder(",".join(request.headers.getall(hdrs.ACCEPT, ())))
-        if self._workers is None:
-            body = encode(self._all([read(scope) for scope in self._scopes], several=False))
-        else:
-            readings = await self._workers.readings()
-            body = await self._workers.do(encode, self._all(readings, several=True))
         response = web.Response(
-            body=body,
+            body=await self._encoded(encode),
             headers={hdrs.CONTENT_TYPE: content_type, hdrs.VARY: hdrs.ACCEPT},
         )
         response.enable_compression()
@@ -333,6 +319,20 @@ class _Route:
         if any(scope.state in ("draining", "closed") for scope in self._scopes):
             response.force_close()
         return response
+
+    async def _encoded(self, encode: Callable[[Collector], bytes]) -> bytes:
+        """All of it. For a moment the file of a process that has just begun is empty, and prometheus_client trips."""
+        for _ in range(TRIES - 1):
+            with contextlib.suppress(struct.error):
+                return await self._encoded_once(encode)
+            await asyncio.sleep(0.01)
+        return await self._encoded_once(encode)
+
+    async def _encoded_once(self, encode: Callable[[Collector], bytes]) -> bytes:
+        if self._workers is None:
+            return encode(self._all([read(scope) for scope in self._scopes], several=False))
+        readings = await self._workers.readings()
+        return await self._workers.do(encode, self._all(readings, several=True))
 
     def _all(self, readings: list[Reading], *, several: bool) -> _Together:
         return _Together(self._registry, _families(readings, several=several))

@@ -393,6 +393,7 @@ class Link:
         try:
             self._shut()
         finally:
+            self.raw.close()  # if not yet: what is open, aiopg would hand out again as a new one
             owner.release(aio)
 
     def _shut(self) -> None:

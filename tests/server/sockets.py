@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,22 +37,25 @@ def half_closed() -> set[str]:
 LOOK = 0.02
 """Seconds between two looks."""
 
+STALL = 0.1
+"""Seconds that count of those from one look to the next: what holds up the watch holds up the server as well."""
+
 
 class Watch:
-    """How long the server's sockets have stayed in CLOSE_WAIT while it was watched.
-
-    Told in looks, not in seconds: what holds up the server on a busy machine holds up the watch as well.
-    """
+    """How long the server's sockets have stayed in CLOSE_WAIT while it was watched, by a clock that stalls with it."""
 
     def __init__(self, server: Server) -> None:
-        self.longest = 0
+        self.longest = self._now = 0.0
+        self._looked = time.monotonic()
         self.looks = 0
         self.seen: set[str] = set()
         self._pids = [server.process.pid, *server.workers]
-        self._since: dict[str, int] = {}
+        self._since: dict[str, float] = {}
 
     def look(self) -> None:
-        now = self.looks
+        looked, self._looked = self._looked, time.monotonic()
+        self._now += min(self._looked - looked, STALL)
+        now = self._now
         there = half_closed() & set[str]().union(*map(inodes, self._pids))
         self._since = {inode: self._since.get(inode, now) for inode in there}
         self.seen |= there

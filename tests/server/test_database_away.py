@@ -11,7 +11,7 @@ import pytest
 from tests.wire import wired
 
 from .conftest import BOUND, KINDS, free_port, wait_for
-from .sockets import LOOK, watched
+from .sockets import watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +56,7 @@ def test_a_database_that_ends_during_the_drain(launch: Launch, clean: Callable[.
             assert held.result().status == 503  # it borrows when the database is away
             clean(server)
         wire.accept()
-    assert watch.longest < 1.5 / LOOK, watch.longest
+    assert watch.longest < 1.5, watch.longest
     (report,) = server.drained()
     assert (report.cancelled, report.forced) == (0, 0)
 
