@@ -153,8 +153,7 @@ async def test_a_storm_of_aborted_requests_leaves_nothing_behind(
             await watch.calm()
         stats = scope.stats()
         assert watch.samples > 5
-        assert watch.most_in_use == MAXSIZE
-        assert watch.most_waiting > 0
+        assert sum(stats.wait.counts[1:]) > count / 200  # there were not enough connections
         assert stats.client_gone + stats.cancelled > count / 200, stats  # it was a storm
         assert min(moments[moment] for moment in MOMENTS) > count / 20
         assert answered[200] > (count / 20 if settings else 0)

@@ -292,7 +292,7 @@ async def test_tasks_cancelled_at_random_moments_lose_nothing(
                     group.create_task(one_after_another())
             await watch.calm()
         assert watch.samples > 5
-        assert watch.most_in_use == 6
+        assert sum(scope.stats().wait.counts[1:]) > 10  # there were not enough connections
         for way in WAYS[:-1]:
             assert outcomes[way.__name__, False] > 0, outcomes  # it was a fuzz, of all kinds
         assert sum(count for (_, done), count in outcomes.items() if done) > 0
