@@ -45,10 +45,12 @@ OWNERS = {name: name for name in (PACKAGE, "aiohttp", "aiopg", "asyncio", "uvloo
 
 CALLS = {
     "cursor.execute(": "psycopg2: sends the statement",
+    "self._impl.execute(": "psycopg2: sends the statement",
     "self._conn.poll()": "psycopg2: receives the answer",
     "self.raw.poll()": "psycopg2: receives the answer",
     "method(*args": "psycopg2: reads the row",
     "cursor.fetchone()": "psycopg2: reads the row",
+    "self._impl.fetchone()": "psycopg2: reads the row",
     "self._sock.send(": "asyncio: sends the answer",
     "self._sock.recv(": "asyncio: receives the request",
     "self._selector.poll(": "asyncio: waits for events",
@@ -169,4 +171,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
