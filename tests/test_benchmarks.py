@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import psycopg2.extensions
 import pytest
 
-from benchmarks import compare, contention, plots, report, throughput, wrk
+from aiohttp_poolscope.driver import link
+from benchmarks import compare, contention, hot_path, plots, report, throughput, wrk
 from benchmarks.__main__ import studies
 from benchmarks.candidates import CANDIDATES
 from benchmarks.handlers import OnePerSocket
@@ -18,8 +20,6 @@ from benchmarks.service import SCHEMA
 from benchmarks.study import Bench, Goal, Ratio, Sample
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from .conftest import Database, Serve
 
 NEEDS = {
@@ -171,6 +171,27 @@ def test_a_run_with_errors_is_no_figure() -> None:
         wrk.checked(json.dumps({**figures, "errors": 2}), "http://here/one")
     with pytest.raises(wrk.RunFailed, match="0 requests/s"):
         wrk.checked(json.dumps({**figures, "rate": 0.0}), "http://here/one")
+
+
+def test_a_profile_has_all_of_a_request() -> None:
+    """Each stack belongs to who has its innermost frame, or to the C function that is called there."""
+    file = link.__file__
+    lines = Path(file).read_text().splitlines()
+    sends, waits = (
+        next(i for i, line in enumerate(lines, 1) if code in line) for code in ("cursor.execute(", "await waiter")
+    )
+    profile = hot_path.Profile(processor=0.2, requests=1000)
+    profile.add([
+        f"main (main.py:1);run ({file}:{sends}) 3",
+        f"main (main.py:1);run ({file}:{waits}) 4",
+        f"run ({file}:{waits});start (/lib/aiohttp/web_protocol.py:1) 2",
+        "main (main.py:1) 1",
+    ])  # fmt: skip
+    parts = {kind: profile.microseconds(kind) for kind in profile.layers}
+    assert parts == pytest.approx({
+        "psycopg2: sends the statement": 60, "aiohttp_poolscope": 80, "aiohttp": 40, "the rest of Python": 20,
+    })  # fmt: skip
+    assert profile.functions == {"link: run": 4}
 
 
 async def test_a_run_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ ENVIRONMENT: Final = "PROMETHEUS_MULTIPROC_DIR"
 """prometheus_client's own variable for services of several processes."""
 
 TRIES: Final = 10
-"""How often a registry is asked, 10 ms after another, before its error is one: see _Route._encoded."""
+"""How often a registry is asked, with 10 ms between, before its error is the answer: see _Route._encoded."""
 
 SHORTEST: Final = 0.1
 """Seconds between two writes that are worth the work."""

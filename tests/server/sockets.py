@@ -40,6 +40,9 @@ LOOK = 0.02
 STALL = 0.1
 """Seconds that count of those from one look to the next: what holds up the watch holds up the server as well."""
 
+LONGEST = 1.0
+"""Seconds of that clock that a socket may stay half closed. Nearly always none is ever seen."""
+
 
 class Watch:
     """How long the server's sockets have stayed in CLOSE_WAIT while it was watched, by a clock that stalls with it."""

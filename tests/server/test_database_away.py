@@ -11,7 +11,7 @@ import pytest
 from tests.wire import wired
 
 from .conftest import BOUND, KINDS, free_port, wait_for
-from .sockets import watched
+from .sockets import LONGEST, watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,9 +45,9 @@ def test_a_hung_database_does_not_hang_the_end(
 def test_a_database_that_ends_during_the_drain(launch: Launch, clean: Callable[..., None], database: Database) -> None:
     """It closes every connection while the drain waits: none stays half closed, and the end is as clean."""
     with wired(database) as wire:
-        server = launch("run_app", address=wire.dsn, minsize=3, maxsize=4, drain_grace=3)
-        held = server.ask("/late/1.5")
-        server.has_started("/late/1.5")
+        server = launch("run_app", address=wire.dsn, minsize=3, maxsize=4, drain_grace=4)
+        held = server.ask("/late/2.5")
+        server.has_started("/late/2.5")
         wait_for(lambda: wire.connected >= 3, "the pool")
         with watched(server) as watch:
             server.signal()
@@ -56,7 +56,7 @@ def test_a_database_that_ends_during_the_drain(launch: Launch, clean: Callable[.
             assert held.result().status == 503  # it borrows when the database is away
             clean(server)
         wire.accept()
-    assert watch.longest < 1.5, watch.longest
+    assert watch.longest < LONGEST, watch.longest
     (report,) = server.drained()
     assert (report.cancelled, report.forced) == (0, 0)
 
