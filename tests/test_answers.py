@@ -146,7 +146,7 @@ async def test_query_timeout(dsn: str, serve: Serve, limit: str) -> None:
 
     app, scope = application(dsn, handler, maxsize=1, statement_timeout=0.2 if limit == "statement_timeout" else 30)
     async with serve(app) as served:
-        assert await served.get("/fine") == (200, "fine")  # PgBouncer has a backend now: it loses a cancel that comes before
+        assert await served.get("/fine") == (200, "fine")  # PgBouncer loses a cancel until it has a backend
         assert await problem(served, scope) == (504, "query-timeout")
         assert await served.get("/fine") == (200, "fine")
         assert scope.stats().opened == 1
