@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from .cursor import ScopedCursor
 from .driver import FAILED, IN_TRANSACTION
-from .errors import ConnectionBusy, ConnectionReleased, DatabaseUnavailable, PoolExhausted, PoolScopeError
+from .errors import (
+    ConnectionBusy,
+    ConnectionReleased,
+    DatabaseUnavailable,
+    PoolExhausted,
+    PoolScopeError,
+    ShuttingDown,
+)
 from .statements import ABANDONED, NOT_STREAMING, Statements
 
 if TYPE_CHECKING:
@@ -83,6 +90,7 @@ class ScopedConnection(Statements):
         "_borrowing",
         "_depth",
         "_ended",
+        "_home",
         "_lease",
         "_link",
         "_once",
@@ -99,8 +107,10 @@ class ScopedConnection(Statements):
         "where",
     )
 
-    def __init__(self, pool: Pool, *, once: bool = False) -> None:
+    def __init__(self, pool: Pool, *, home: Pool | None = None, once: bool = False) -> None:
         self._pool = pool
+        # The pool of the scope that was asked. ``_pool`` may be another's, which this scope reads from.
+        self._home = home or pool
         self._once = once
         self._link: Link | None = None
         self._slot: Slot[Link] | None = None
@@ -196,14 +206,15 @@ class ScopedConnection(Statements):
         return self._link_in_use()
 
     async def _lent(self, timeout: float | None = None) -> None:
-        """Borrow, and from the pool that stands in if there is one and the database of this one is away."""
+        """Borrow; from the pool of its own scope if that of the replica is closing, or its database is away."""
         try:
             await self._pool.borrow(self, timeout)
-        except (DatabaseUnavailable, PoolExhausted):
-            # For requests only: who asks the replica by name must not end up on the primary.
-            if self._once or self._pool.stand_in is None or self._pool.gate.slots:
+        except (DatabaseUnavailable, PoolExhausted, ShuttingDown):
+            gate = self._pool.gate
+            # A replica with connections is only busy: its load is not for the primary.
+            if self._pool is self._home or (gate.slots and not gate.draining):
                 raise
-            self._pool = self._pool.stand_in
+            self._pool = self._home
             await self._pool.borrow(self, timeout)
 
     def _hold(self, slot: Slot[Link]) -> None:

@@ -73,9 +73,7 @@ class Drain:
     def _in_use(self) -> bool:
         """Whether anybody holds or awaits a connection, or could still ask for one."""
         pool, gate = self._pool, self._pool.gate
-        # Requests that read from a replica are attached to the scope that sent them there.
-        attached = pool.attached or (pool.stand_in is not None and pool.stand_in.attached)
-        return bool(gate.lent or gate.waiting or gate.repairing or attached)
+        return bool(gate.lent or gate.waiting or gate.repairing or pool.attached)
 
     def _coming_back(self) -> bool:
         """Whether a connection may still be returned. A leaked one is not: its task has ended without it."""

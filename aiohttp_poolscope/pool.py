@@ -111,9 +111,7 @@ class Pool:
         self.ping = Histogram(events.durations["ping"])
         self.reset = Histogram(events.durations["reset"])
         self.connect_failed = self.opened = self.closed = self.dead = self.repaired = self.abandoned = self.leaked = 0
-        self.attached = 0
-        # Whose connections its borrowers get while its own database is away.
-        self.stand_in: Pool | None = None
+        self.attached = 0  # requests that may still ask for a connection of this pool
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()

@@ -206,7 +206,8 @@ class PoolScope(Direct):
         mark = self._mark(match.handler, request.method)
         if mark.acquire == "none" or (self.config.skip is not None and self.config.skip(request)):
             return await _answered(request, handler)
-        db = ScopedConnection(pool if self._replica is None else self._pool_to_read(pool, self._replica, mark, request))
+        source = pool if self._replica is None else self._pool_to_read(pool, self._replica, mark, request)
+        db = ScopedConnection(source, home=pool)
         db.client = request
         db.route = request.match_info.route
         db.method = request.method
@@ -216,6 +217,7 @@ class PoolScope(Direct):
         request[self.key] = db
         current.set(db)
         pool.attached += 1
+        source.attached += 1  # the same one, mostly: what counts is that it is not 0
         try:
             # An idle connection is lent without an await: no frame, no task, nothing to be cancelled in.
             if self._is_eager(mark, request) and (db._pool.on_acquire is not None or not db._pool.lend(db)):
@@ -233,6 +235,7 @@ class PoolScope(Direct):
             return refusal
         finally:
             pool.attached -= 1
+            source.attached -= 1
             db._end("the end of its handler")
             if around is not None:
                 request[self.key] = around
@@ -241,8 +244,7 @@ class PoolScope(Direct):
         return response
 
     def _is_ours(self, attached: Any) -> bool:
-        pool = getattr(attached, "_pool", None)
-        return pool is not None and (pool is self._pool or (self._replica is not None and pool is self._replica._pool))
+        return isinstance(attached, ScopedConnection) and attached._home is self._pool
 
     def _pool_to_read(self, own: Pool, replica: PoolScope, mark: Mark, request: web.Request) -> Pool:
         """The pool for this request: the replica's, if it may be and can be."""
@@ -252,7 +254,6 @@ class PoolScope(Direct):
             return own
         if not pool.gate.slots and (pool.opener.problem or pool.gate.opening):  # do not wait for what may not come
             return own
-        pool.stand_in = own
         return pool
 
     def _is_eager(self, mark: Mark, request: web.Request) -> bool:
