@@ -18,14 +18,13 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import hooks
-from .breaker import Breaker
 from .budget import LIMITS, Limits, overdrawn
 from .connection import ScopedConnection
 from .drain import Drain
 from .driver import Driver
 from .errors import ConfigError, PoolScopeError
 from .events import Acquired, Released
-from .gate import Gate, Outcome, Slot, SlotState, Waiter
+from .gate import Breaker, Gate, Outcome, Slot, SlotState, Waiter
 from .janitor import SILENCE_MARGIN, Janitor
 from .leases import describe
 from .opener import Opener

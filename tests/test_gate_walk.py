@@ -350,7 +350,7 @@ def walk(case: Case) -> tuple[int, int]:
 def test_every_order_of_events_keeps_every_promise(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """In every state the invariants hold, and from every state everyone who waits can still be settled."""
     if not case.leases:  # what is normal does not depend on them: fewer states, and more of them stand
-        monkeypatch.setattr("aiohttp_poolscope.gate.NORMAL_WAIT_IN_LEASES", 0.0)
+        monkeypatch.setattr("aiohttp_poolscope.gate.gate.NORMAL_WAIT_IN_LEASES", 0.0)
     states, moves = walk(case)
     print(f"{case}: {states:,} states, {moves:,} moves")
     assert states >= case.states
