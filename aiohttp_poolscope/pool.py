@@ -193,7 +193,7 @@ class Pool:
     def lend(self, db: ScopedConnection) -> bool:
         """Lend an idle and fresh connection, at once. False: there is none, ``borrow`` has to be awaited."""
         while True:
-            slot = self.gate.ask(time.monotonic())
+            slot = self.gate.try_acquire(time.monotonic())
             if slot is None:
                 return False
             if not slot.link.raw.closed:
@@ -202,7 +202,7 @@ class Pool:
                 if Acquired in self.heard:
                     self.watch.lent(db, 0.0, queued=False)
                 return True
-            self.gate.undo(slot)
+            self.gate.cancel_lend(slot)
             self.bury(slot)
 
     async def borrow(self, db: ScopedConnection, timeout: float | None = None) -> None:
@@ -216,7 +216,7 @@ class Pool:
             slot = await self._queue(db, begun, end)
             while slot.link.closed:  # it died between the hand-over and now
                 if slot in self.gate.slots:
-                    self.gate.undo(slot)
+                    self.gate.cancel_lend(slot)
                 self.bury(slot)
                 slot = await self._queue(db, begun, end)
             waited = time.monotonic() - begun
@@ -252,7 +252,7 @@ class Pool:
             gate.withdraw(place, Outcome.CLIENT_GONE, now)
         if place.outcome is not Outcome.LENT:
             raise self.watch.unserved(db, place.outcome, now - begun)
-        return gate.take(place)
+        return gate.claim(place)
 
     def set_timers(self, now: float) -> None:
         """Give a timer to those whose time is nearly over: nearly all are served before."""

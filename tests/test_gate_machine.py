@@ -60,7 +60,7 @@ class GateMachine(RuleBasedStateMachine):
 
     def ask(self, running: bool) -> None:
         self.asked += 1
-        slot = self.gate.ask(self.now)
+        slot = self.gate.try_acquire(self.now)
         if self.idle and self.now - self.idle[-1][1] <= FRESH_FOR:
             assert slot is self.idle.pop()[0]
             self.held.append(slot)
@@ -86,7 +86,7 @@ class GateMachine(RuleBasedStateMachine):
     @rule(pick=picks)
     def take(self, pick: int) -> None:
         borrower, slot = self.handed.pop(pick % len(self.handed))
-        assert self.gate.take(borrower) is slot
+        assert self.gate.claim(borrower) is slot
         self.held.append(slot)
         self.ends[Outcome.LENT] += 1
 

@@ -177,7 +177,7 @@ class State:
             case "client dies":
                 before[i].alive = False
             case "take":
-                self.holding += gate.take(self.handed.pop(i)).state is SlotState.LENT
+                self.holding += gate.claim(self.handed.pop(i)).state is SlotState.LENT
             case "cancel after hand-over":
                 gate.withdraw(self.handed.pop(i), Outcome.CANCELLED, now)
             case "force":
@@ -231,7 +231,7 @@ class State:
             slot = None  # the pool turns it away by itself
         else:
             fresh = [slot for slot in gate.idle_slots() if self._fresh(slot) and not gate.closed]
-            slot = gate.ask(self.now)
+            slot = gate.try_acquire(self.now)
             assert slot is (fresh[-1] if fresh else None)
         self.holding += slot is not None
         if slot is None:

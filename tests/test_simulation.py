@@ -138,17 +138,17 @@ class NeverOpens(Gate[int]):
 class LendsTheStale(Gate[int]):
     """Whatever is idle is lent unchecked."""
 
-    def ask(self, now: float) -> Slot[int] | None:
+    def try_acquire(self, now: float) -> Slot[int] | None:
         self._fresh_for = float("inf")
-        return super().ask(now)
+        return super().try_acquire(now)
 
 
 class LendsTheOldest(Gate[int]):
     """The idle stack upside down."""
 
-    def ask(self, now: float) -> Slot[int] | None:
+    def try_acquire(self, now: float) -> Slot[int] | None:
         self._idle.reverse()
-        return super().ask(now)
+        return super().try_acquire(now)
 
 
 class LendsWhenClosed(Gate[int]):

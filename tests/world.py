@@ -121,7 +121,7 @@ class World(Books):
         borrower = Listed(f"b{self.asked}", self.woken, running=running)
         self.asked += 1
         # The pool turns away who has not started before it asks the gate for them.
-        slot = gate.ask(self.now) if running or not gate.draining or gate.closed else None
+        slot = gate.try_acquire(self.now) if running or not gate.draining or gate.closed else None
         if slot is not None:
             self.say("%r borrows %d at once", borrower, slot.link)
             top, since = self.resting.pop() if self.resting else (None, 0.0)
@@ -166,7 +166,7 @@ class World(Books):
         if not self.handed:
             return
         borrower = self._draw(self.handed)
-        slot = self.gate.take(borrower)
+        slot = self.gate.claim(borrower)
         self.say("%r takes %d", borrower, slot.link)
         self.outcomes[Outcome.LENT] += 1
         if slot.state is not SlotState.GONE:

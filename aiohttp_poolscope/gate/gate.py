@@ -6,13 +6,13 @@ around it opens, repairs and closes connections and tells the gate what happened
 A connection lives in a Slot. Its states and transitions::
 
     (opening) --opened--> IDLE <----give---- LENT, REPAIRING, CHECKING
-                          IDLE -----ask----> LENT         a fresh one, at once
+                          IDLE -try_acquire-> LENT        a fresh one, at once
                           IDLE --next_check-> CHECKING    a stale one, for somebody who waits
                     LENT, IDLE ---repair---> REPAIRING    dirty, or pinged to keep it alive
                    any of them ----lost----> GONE
 
 ``give`` hands the slot straight to whoever waits (LENT) and only otherwise puts it on the idle stack. A slot that
-was handed over counts as lent before its waiter has woken up: the waiter then either ``take``s it or ``withdraw``s.
+was handed over counts as lent before its waiter has woken up: the waiter then either ``claim``s it or ``withdraw``s.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Gate(Generic[L]):
         """The queue, longest waiting first."""
         return tuple(self._waiters)
 
-    def ask(self, now: float) -> Slot[L] | None:
+    def try_acquire(self, now: float) -> Slot[L] | None:
         """The idle connection returned last, if it is fresh and young. Otherwise None: ``join`` the queue."""
         idle = self._idle
         if idle:
@@ -168,17 +168,17 @@ class Gate(Generic[L]):
         if self.crowded and self._not_begun >= CROWD_IN_LEASES * self.maxsize:
             self._settle(next(waiter for waiter in self._waiters if not waiter.running), Outcome.SHED)
 
-    def take(self, waiter: Waiter[L]) -> Slot[L]:
+    def claim(self, waiter: Waiter[L]) -> Slot[L]:
         """The waiter has woken up and keeps the slot that was handed to it."""
         slot = waiter.slot
         if slot is None:
-            raise AssertionError("take() without a slot: the waiter was not served")
+            raise AssertionError("claim() without a slot: the waiter was not served")
         waiter.slot = None
         self.handed -= 1
         self.taken += 1
         return slot
 
-    def undo(self, slot: Slot[L]) -> None:
+    def cancel_lend(self, slot: Slot[L]) -> None:
         """A connection just lent turns out to be dead: it was no lease, and the borrow is still to come."""
         self.borrows -= 1
         self.taken -= 1
@@ -304,7 +304,7 @@ class Gate(Generic[L]):
     def close(self) -> None:
         """Refuse everyone."""
         self.draining = self.closed = True
-        # Nothing idle is fresh any more: ask() lends nothing, without looking at ``closed`` on the hot path.
+        # Nothing idle is fresh any more: try_acquire() lends nothing, without looking at ``closed`` on the hot path.
         self._fresh_for = float("-inf")
         self._settle_all(Outcome.REFUSED)
 
