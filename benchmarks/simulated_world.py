@@ -281,8 +281,7 @@ class World:
 
     def connect(self, link: int) -> None:
         """A connection opens."""
-        self.gate.open()
-        self.gate.opened(Slot(link), self.now)
+        self.gate.reserve().fill(Slot(link), self.now)
 
     def disconnect(self) -> None:
         """Every connection dies; who held one gets an error."""

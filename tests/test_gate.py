@@ -22,8 +22,7 @@ def gate_of(connections: int, *, now: float = 0.0, **settings: Any) -> Gate[int]
     """A gate with this many idle connections, and room for no more."""
     gate: Gate[int] = Gate(**{"maxsize": connections, **settings})
     for link in range(1, connections + 1):
-        gate.open()
-        gate.opened(Slot(link), now)
+        gate.reserve().fill(Slot(link), now)
     return gate
 
 
@@ -98,8 +97,7 @@ def test_a_check_that_fails_makes_room_for_the_next() -> None:
         gate.lost(slot, 5.0)
     assert gate.next_check(5.0) is None
     assert gate.wants_opening()
-    gate.open()
-    gate.opened(Slot(3), 5.0)
+    gate.reserve().fill(Slot(3), 5.0)
     assert borrower.outcome is Outcome.LENT
 
 
@@ -415,8 +413,7 @@ def test_after_an_outage_everyone_has_the_usual_time() -> None:
     line = [queue_up(gate) for _ in range(20)]
     gate.lost(slot, 0.01)
     gate.sweep(0.5)
-    gate.open()
-    gate.opened(Slot(2), 0.5)
+    gate.reserve().fill(Slot(2), 0.5)
     for i, borrower in enumerate(line):
         slot = gate.claim(borrower)
         gate.give(slot, 0.51 + i / 100)
@@ -521,11 +518,11 @@ def test_one_opening_at_a_time() -> None:
     queue_up(gate)
     queue_up(gate)
     assert gate.wants_opening()
-    gate.open()
+    room = gate.reserve()
     assert not gate.wants_opening()
     with pytest.raises(AssertionError, match="without room"):
-        gate.open()
-    gate.open_failed()
+        gate.reserve()
+    room.free()
     assert gate.wants_opening()
 
 
@@ -534,22 +531,38 @@ def test_never_more_connections_than_maxsize() -> None:
     gate = gate_of(1, maxsize=2)
     lend(gate)
     queue_up(gate)
-    gate.open()
+    room = gate.reserve()
     assert gate.size == 2
-    gate.opened(Slot(2), 0.1)
+    room.fill(Slot(2), 0.1)
     queue_up(gate)
     assert gate.size == 2
     assert not gate.wants_opening()
     with pytest.raises(AssertionError, match="without room"):
-        gate.open()
+        gate.reserve()
+
+
+def test_room_is_given_back_once() -> None:
+    """Whatever becomes of an opening, ``free`` at its end is right; a room that has ended takes no connection."""
+    gate = gate_of(0, maxsize=1)
+    failed = gate.reserve()
+    for _ in range(2):
+        failed.free()
+        assert gate.opening == 0
+    filled = gate.reserve()
+    filled.fill(Slot(1), 0.0)
+    filled.free()
+    assert (gate.opening, gate.size, gate.idle) == (0, 1, 1)
+    for room in (failed, filled):
+        with pytest.raises(AssertionError, match="filled or freed"):
+            room.fill(Slot(2), 0.0)
+    assert gate.violations() == []
 
 
 def test_minsize_is_refilled_until_the_drain() -> None:
     """Connections are kept for those who will come, and no longer once nobody may."""
     gate: Gate[int] = Gate(maxsize=3, minsize=1)
     assert gate.wants_opening()
-    gate.open()
-    gate.opened(Slot(1), 0.0)
+    gate.reserve().fill(Slot(1), 0.0)
     assert not gate.wants_opening()
     gate.lost(gate.idle_slots()[0], 0.1)
     assert gate.wants_opening()
@@ -562,9 +575,9 @@ def test_an_opening_serves_whoever_is_first() -> None:
     gate = gate_of(1, maxsize=2)
     slot = lend(gate)
     first, second = queue_up(gate), queue_up(gate)
-    gate.open()
+    room = gate.reserve()
     gate.give(slot, 0.1)
-    gate.opened(Slot(2), 0.2)
+    room.fill(Slot(2), 0.2)
     assert first.slot is slot
     assert second.slot is not None
     assert second.slot.link == 2

@@ -145,16 +145,17 @@ class GateMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.gate.wants_opening())
     @rule(works=st.sampled_from([True, True, True, False]))
     def open(self, works: bool) -> None:
-        self.gate.open()
+        room = self.gate.reserve()
         if not works:
-            self.gate.open_failed()
+            room.free()
             return
         if not self.gate.slots:
             self.up_since = self.now
         self.links += 1
         slot = Slot(self.links)
         standing, heir = self.gate.standing, self.heir()
-        self.gate.opened(slot, self.now)
+        room.fill(slot, self.now)
+        room.free()
         self.freed(slot, heir, standing)
 
     # Time.

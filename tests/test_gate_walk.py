@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
-from aiohttp_poolscope.gate import Gate, Outcome, Slot, SlotState, Waiter
+from aiohttp_poolscope.gate import Gate, Outcome, Room, Slot, SlotState, Waiter
 from tests.books import Borrower
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ class State:
         self.links = 0
         self.holding = 0
         self.handed: list[Borrower] = []
+        self.room: Room[int] | None = None
         self.gate: Gate[int] = Gate(
             maxsize=case.connections,
             minsize=case.minsize,
@@ -105,6 +106,9 @@ class State:
         twin.gate._idle = [slots[slot] for slot in gate._idle]
         twin.gate._waiters = OrderedDict.fromkeys(waiters[place] for place in self.places())
         twin.gate._recent = gate._recent.copy()
+        if self.room is not None:
+            twin.room = alike(self.room, Room.__slots__)
+            twin.room._gate = twin.gate
         return twin
 
     def slots(self, state: SlotState) -> list[Slot[int]]:
@@ -203,12 +207,12 @@ class State:
             case "ping":
                 gate.repair(gate.idle_slots()[i], now)
             case "open":
-                gate.open()
+                self.room = gate.reserve()
             case "opened":
                 self.links += 1
-                gate.opened(Slot(self.links), now)
+                self._room().fill(Slot(self.links), now)
             case "opening fails":
-                gate.open_failed()
+                self._room().free()
             case "sweep":
                 gate.sweep(now)
             case "fail":
@@ -236,6 +240,11 @@ class State:
         self.holding += slot is not None
         if slot is None:
             gate.join(Borrower("somebody", running=running), self.now)
+
+    def _room(self) -> Room[int]:
+        room, self.room = self.room, None
+        assert room is not None
+        return room
 
     def _fresh(self, slot: Slot[int]) -> bool:
         return self.now - slot.since < STEP

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .breaker import Breaker, BreakerState
-from .gate import Gate
+from .gate import Gate, Room
 from .slots import LENT, Outcome, Slot, SlotState, Waiter
 
-__all__ = ("LENT", "Breaker", "BreakerState", "Gate", "Outcome", "Slot", "SlotState", "Waiter")
+__all__ = ("LENT", "Breaker", "BreakerState", "Gate", "Outcome", "Room", "Slot", "SlotState", "Waiter")
