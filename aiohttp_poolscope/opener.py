@@ -84,7 +84,7 @@ class Opener:
         pool = self._pool
         begun = time.monotonic()
         pool.breaker.probe()
-        pool.gate.open()
+        room = pool.gate.reserve()
         slot: Slot[Link] | None = None
         try:
             slot = Slot(await pool.driver.open())
@@ -96,14 +96,14 @@ class Opener:
         except BaseException:
             if slot is not None:
                 slot.link.close()
-            pool.gate.open_failed()
+            room.free()
             raise
         now = time.monotonic()
         pool.opened += 1
         self.problem = ""
         recovered = pool.breaker.succeeded()
         slot.expires = pool.lifetime_end(begun)
-        pool.gate.opened(slot, now)
+        room.fill(slot, now)
         self._attempt_ended()
         pool.connect.record(now - begun)
         pool.watch.tell(Opened, duration=now - begun)

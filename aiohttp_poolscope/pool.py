@@ -18,14 +18,13 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import hooks
-from .breaker import Breaker
 from .budget import LIMITS, Limits, overdrawn
 from .connection import ScopedConnection
 from .drain import Drain
 from .driver import Driver
 from .errors import ConfigError, PoolScopeError
 from .events import Acquired, Released
-from .gate import Gate, Outcome, Slot, SlotState, Waiter
+from .gate import Breaker, Gate, Outcome, Slot, SlotState, Waiter
 from .janitor import SILENCE_MARGIN, Janitor
 from .leases import describe
 from .opener import Opener
@@ -192,7 +191,7 @@ class Pool:
     def lend(self, db: ScopedConnection) -> bool:
         """Lend an idle and fresh connection, at once. False: there is none, ``borrow`` has to be awaited."""
         while True:
-            slot = self.gate.ask(time.monotonic())
+            slot = self.gate.try_acquire(time.monotonic())
             if slot is None:
                 return False
             if not slot.link.raw.closed:
@@ -201,7 +200,7 @@ class Pool:
                 if Acquired in self.heard:
                     self.watch.lent(db, 0.0, queued=False)
                 return True
-            self.gate.undo(slot)
+            self.gate.cancel_lend(slot)
             self.bury(slot)
 
     async def borrow(self, db: ScopedConnection, timeout: float | None = None) -> None:
@@ -215,7 +214,7 @@ class Pool:
             slot = await self._queue(db, begun, end)
             while slot.link.closed:  # it died between the hand-over and now
                 if slot in self.gate.slots:
-                    self.gate.undo(slot)
+                    self.gate.cancel_lend(slot)
                 self.bury(slot)
                 slot = await self._queue(db, begun, end)
             waited = time.monotonic() - begun
@@ -251,7 +250,7 @@ class Pool:
             gate.withdraw(place, Outcome.CLIENT_GONE, now)
         if place.outcome is not Outcome.LENT:
             raise self.watch.unserved(db, place.outcome, now - begun)
-        return gate.take(place)
+        return gate.claim(place)
 
     def set_timers(self, now: float) -> None:
         """Give a timer to those whose time is nearly over: nearly all are served before."""

@@ -5,15 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from aiohttp_poolscope.gate import (
-    CROWD_IN_LEASES,
-    GIVEN_UP,
-    NORMAL_WAIT_IN_LEASES,
-    Gate,
-    Outcome,
-    Slot,
-    Waiter,
-)
+from aiohttp_poolscope.gate import Gate, Outcome, Slot, Waiter
+from aiohttp_poolscope.gate.gate import CROWD_IN_LEASES, GIVEN_UP, NORMAL_WAIT_IN_LEASES
 
 from .simulated_world import Load, Result, World
 

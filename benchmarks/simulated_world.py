@@ -192,7 +192,7 @@ class World:
             woken, self.woken = self.woken, []
             for request in woken:
                 if request.outcome is Outcome.LENT:
-                    self.begin(self.gate.take(request), request)
+                    self.begin(self.gate.claim(request), request)
                 else:
                     self.turn_away(request)
 
@@ -201,7 +201,7 @@ class World:
     def arrive(self, request: Request) -> None:
         """Borrow, or queue up."""
         self.busy_until = self.now + self.load.processor
-        slot = self.gate.ask(self.now)
+        slot = self.gate.try_acquire(self.now)
         if slot is not None:
             self.begin(slot, request)
             return
@@ -281,8 +281,7 @@ class World:
 
     def connect(self, link: int) -> None:
         """A connection opens."""
-        self.gate.open()
-        self.gate.opened(Slot(link), self.now)
+        self.gate.reserve().fill(Slot(link), self.now)
 
     def disconnect(self) -> None:
         """Every connection dies; who held one gets an error."""

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from aiohttp_poolscope.gate import Gate, Outcome, Slot, SlotState, Waiter
+from aiohttp_poolscope.gate import Gate, Outcome, Room, Slot, SlotState, Waiter
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -73,7 +73,7 @@ class Books:
         self.mending: list[Slot[int]] = []
         self.checking: list[Slot[int]] = []
         self.resting: list[tuple[Slot[int], float]] = []
-        self.opening = False
+        self.room: Room[int] | None = None
         self.outcomes: Counter[Outcome] = Counter()
 
     def look(self) -> None:
@@ -157,7 +157,7 @@ class Books:
         everything = set(idle + out)
         self.expect(len(everything) == len(idle) + len(out), "each connection is in one place")
         self.expect(everything == gate.slots, "each connection is known")
-        self.expect(len(everything) + self.opening <= gate.maxsize, "never more than maxsize")
+        self.expect(len(everything) + (self.room is not None) <= gate.maxsize, "never more than maxsize")
 
     def expect(self, holds: bool, promise: str, *about: object) -> None:
         """Raise Broken unless ``holds``."""

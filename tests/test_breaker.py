@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aiohttp_poolscope.breaker import Breaker, BreakerState
+from aiohttp_poolscope.gate import Breaker, BreakerState
 
 
 def opened(failures: int = 3, longest: float = 0.5) -> Breaker:

@@ -22,21 +22,20 @@ def gate_of(connections: int, *, now: float = 0.0, **settings: Any) -> Gate[int]
     """A gate with this many idle connections, and room for no more."""
     gate: Gate[int] = Gate(**{"maxsize": connections, **settings})
     for link in range(1, connections + 1):
-        gate.open()
-        gate.opened(Slot(link), now)
+        gate.reserve().fill(Slot(link), now)
     return gate
 
 
 def lend(gate: Gate[int], now: float = 0.0) -> Slot[int]:
     """Borrow an idle connection that must be there."""
-    slot = gate.ask(now)
+    slot = gate.try_acquire(now)
     assert slot is not None
     return slot
 
 
 def queue_up(gate: Gate[int], now: float = 0.0, *, running: bool = False) -> Borrower:
     """Ask, find nothing, and join."""
-    assert gate.ask(now) is None
+    assert gate.try_acquire(now) is None
     borrower = Borrower(f"borrower {next(names)}", running=running)
     gate.join(borrower, now)
     return borrower
@@ -98,8 +97,7 @@ def test_a_check_that_fails_makes_room_for_the_next() -> None:
         gate.lost(slot, 5.0)
     assert gate.next_check(5.0) is None
     assert gate.wants_opening()
-    gate.open()
-    gate.opened(Slot(3), 5.0)
+    gate.reserve().fill(Slot(3), 5.0)
     assert borrower.outcome is Outcome.LENT
 
 
@@ -151,9 +149,9 @@ def test_the_longest_waiter_is_served_first() -> None:
     gate.give(slot, 0.01)
     assert (first.outcome, second.outcome) == (Outcome.LENT, None)
     assert first.woken == 1
-    assert gate.take(first) is slot
+    assert gate.claim(first) is slot
     gate.give(slot, 0.02)
-    assert gate.take(second) is slot
+    assert gate.claim(second) is slot
 
 
 def test_who_has_not_been_served_has_nothing_to_take() -> None:
@@ -161,7 +159,7 @@ def test_who_has_not_been_served_has_nothing_to_take() -> None:
     gate = gate_of(1)
     lend(gate)
     with pytest.raises(AssertionError, match="without a slot"):
-        gate.take(queue_up(gate))
+        gate.claim(queue_up(gate))
 
 
 def test_a_waiter_that_was_cancelled_is_passed_over() -> None:
@@ -207,7 +205,7 @@ def test_a_hand_over_and_a_cancellation_in_the_same_tick_pass_the_slot_on() -> N
     assert (gate.lent, gate.handed) == (1, 1)
     gate.withdraw(first, Outcome.CANCELLED, 0.01)
     assert first.outcome is Outcome.CANCELLED
-    assert gate.take(second) is slot
+    assert gate.claim(second) is slot
     assert gate.ended[Outcome.CANCELLED] == 1
     assert (gate.borrows, gate.taken) == (3, 2)
     assert gate.violations() == []
@@ -297,7 +295,7 @@ def test_an_empty_queue_is_fifo_again() -> None:
     gate, slot, line = standing_gate()
     for borrower in reversed(line):
         gate.give(slot, 0.35)
-        assert gate.take(borrower) is slot
+        assert gate.claim(borrower) is slot
     assert not gate.standing
     first, second = queue_up(gate, 0.4), queue_up(gate, 0.41)
     gate.give(slot, 0.42)
@@ -332,7 +330,7 @@ def test_a_stall_is_no_standing_queue() -> None:
     gate.sweep(3.0)
     for borrower in line:
         gate.give(slot, 3.01)
-        assert gate.take(borrower) is slot
+        assert gate.claim(borrower) is slot
     assert not gate.standing
 
 
@@ -394,7 +392,7 @@ def test_without_a_queue_target_it_is_fifo_for_ever() -> None:
         gate.sweep(tick)
     for borrower in line:
         gate.give(slot, 50.0)
-        assert gate.take(borrower) is slot
+        assert gate.claim(borrower) is slot
 
 
 def test_an_outage_sheds_nobody() -> None:
@@ -415,10 +413,9 @@ def test_after_an_outage_everyone_has_the_usual_time() -> None:
     line = [queue_up(gate) for _ in range(20)]
     gate.lost(slot, 0.01)
     gate.sweep(0.5)
-    gate.open()
-    gate.opened(Slot(2), 0.5)
+    gate.reserve().fill(Slot(2), 0.5)
     for i, borrower in enumerate(line):
-        slot = gate.take(borrower)
+        slot = gate.claim(borrower)
         gate.give(slot, 0.51 + i / 100)
     assert not gate.standing
 
@@ -447,7 +444,7 @@ class Timeline:
         heapq.heappush(self.agenda, (when, next(self.order), what))
 
     def borrow(self, now: float, hold: float) -> None:
-        slot = self.gate.ask(now)
+        slot = self.gate.try_acquire(now)
         if slot is None:
             borrower = Borrower("somebody")
             self.gate.join(borrower, now)
@@ -466,7 +463,7 @@ class Timeline:
         for borrower in [borrower for borrower in self.waiting if borrower.outcome is not None]:
             hold = self.waiting.pop(borrower)
             if borrower.outcome is Outcome.LENT:
-                slot = self.gate.take(borrower)
+                slot = self.gate.claim(borrower)
                 self.waits.append(now - borrower.since)
                 self.at(now + hold, lambda then, slot=slot: self.back(slot, then))  # type: ignore[misc]
             else:
@@ -521,11 +518,11 @@ def test_one_opening_at_a_time() -> None:
     queue_up(gate)
     queue_up(gate)
     assert gate.wants_opening()
-    gate.open()
+    room = gate.reserve()
     assert not gate.wants_opening()
     with pytest.raises(AssertionError, match="without room"):
-        gate.open()
-    gate.open_failed()
+        gate.reserve()
+    room.free()
     assert gate.wants_opening()
 
 
@@ -534,22 +531,38 @@ def test_never_more_connections_than_maxsize() -> None:
     gate = gate_of(1, maxsize=2)
     lend(gate)
     queue_up(gate)
-    gate.open()
+    room = gate.reserve()
     assert gate.size == 2
-    gate.opened(Slot(2), 0.1)
+    room.fill(Slot(2), 0.1)
     queue_up(gate)
     assert gate.size == 2
     assert not gate.wants_opening()
     with pytest.raises(AssertionError, match="without room"):
-        gate.open()
+        gate.reserve()
+
+
+def test_room_is_given_back_once() -> None:
+    """Whatever becomes of an opening, ``free`` at its end is right; a room that has ended takes no connection."""
+    gate = gate_of(0, maxsize=1)
+    failed = gate.reserve()
+    for _ in range(2):
+        failed.free()
+        assert gate.opening == 0
+    filled = gate.reserve()
+    filled.fill(Slot(1), 0.0)
+    filled.free()
+    assert (gate.opening, gate.size, gate.idle) == (0, 1, 1)
+    for room in (failed, filled):
+        with pytest.raises(AssertionError, match="filled or freed"):
+            room.fill(Slot(2), 0.0)
+    assert gate.violations() == []
 
 
 def test_minsize_is_refilled_until_the_drain() -> None:
     """Connections are kept for those who will come, and no longer once nobody may."""
     gate: Gate[int] = Gate(maxsize=3, minsize=1)
     assert gate.wants_opening()
-    gate.open()
-    gate.opened(Slot(1), 0.0)
+    gate.reserve().fill(Slot(1), 0.0)
     assert not gate.wants_opening()
     gate.lost(gate.idle_slots()[0], 0.1)
     assert gate.wants_opening()
@@ -562,9 +575,9 @@ def test_an_opening_serves_whoever_is_first() -> None:
     gate = gate_of(1, maxsize=2)
     slot = lend(gate)
     first, second = queue_up(gate), queue_up(gate)
-    gate.open()
+    room = gate.reserve()
     gate.give(slot, 0.1)
-    gate.opened(Slot(2), 0.2)
+    room.fill(Slot(2), 0.2)
     assert first.slot is slot
     assert second.slot is not None
     assert second.slot.link == 2

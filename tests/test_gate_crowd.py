@@ -89,7 +89,7 @@ def test_a_crowd_has_gone_when_a_connection_finds_nobody() -> None:
     assert gate.crowded
     for borrower in line[:2]:
         gate.withdraw(borrower, Outcome.CANCELLED, 0.36)
-    gate.give(gate.take(line[2]), 0.37)
+    gate.give(gate.claim(line[2]), 0.37)
     assert (gate.idle, gate.crowded) == (1, False)
 
 

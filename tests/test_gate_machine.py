@@ -60,7 +60,7 @@ class GateMachine(RuleBasedStateMachine):
 
     def ask(self, running: bool) -> None:
         self.asked += 1
-        slot = self.gate.ask(self.now)
+        slot = self.gate.try_acquire(self.now)
         if self.idle and self.now - self.idle[-1][1] <= FRESH_FOR:
             assert slot is self.idle.pop()[0]
             self.held.append(slot)
@@ -86,7 +86,7 @@ class GateMachine(RuleBasedStateMachine):
     @rule(pick=picks)
     def take(self, pick: int) -> None:
         borrower, slot = self.handed.pop(pick % len(self.handed))
-        assert self.gate.take(borrower) is slot
+        assert self.gate.claim(borrower) is slot
         self.held.append(slot)
         self.ends[Outcome.LENT] += 1
 
@@ -145,16 +145,17 @@ class GateMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.gate.wants_opening())
     @rule(works=st.sampled_from([True, True, True, False]))
     def open(self, works: bool) -> None:
-        self.gate.open()
+        room = self.gate.reserve()
         if not works:
-            self.gate.open_failed()
+            room.free()
             return
         if not self.gate.slots:
             self.up_since = self.now
         self.links += 1
         slot = Slot(self.links)
         standing, heir = self.gate.standing, self.heir()
-        self.gate.opened(slot, self.now)
+        room.fill(slot, self.now)
+        room.free()
         self.freed(slot, heir, standing)
 
     # Time.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
-from aiohttp_poolscope.gate import Gate, Outcome, Slot, SlotState, Waiter
+from aiohttp_poolscope.gate import Gate, Outcome, Room, Slot, SlotState, Waiter
 from tests.books import Borrower
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ class State:
         self.links = 0
         self.holding = 0
         self.handed: list[Borrower] = []
+        self.room: Room[int] | None = None
         self.gate: Gate[int] = Gate(
             maxsize=case.connections,
             minsize=case.minsize,
@@ -105,6 +106,9 @@ class State:
         twin.gate._idle = [slots[slot] for slot in gate._idle]
         twin.gate._waiters = OrderedDict.fromkeys(waiters[place] for place in self.places())
         twin.gate._recent = gate._recent.copy()
+        if self.room is not None:
+            twin.room = alike(self.room, Room.__slots__)
+            twin.room._gate = twin.gate
         return twin
 
     def slots(self, state: SlotState) -> list[Slot[int]]:
@@ -177,7 +181,7 @@ class State:
             case "client dies":
                 before[i].alive = False
             case "take":
-                self.holding += gate.take(self.handed.pop(i)).state is SlotState.LENT
+                self.holding += gate.claim(self.handed.pop(i)).state is SlotState.LENT
             case "cancel after hand-over":
                 gate.withdraw(self.handed.pop(i), Outcome.CANCELLED, now)
             case "force":
@@ -203,12 +207,12 @@ class State:
             case "ping":
                 gate.repair(gate.idle_slots()[i], now)
             case "open":
-                gate.open()
+                self.room = gate.reserve()
             case "opened":
                 self.links += 1
-                gate.opened(Slot(self.links), now)
+                self._room().fill(Slot(self.links), now)
             case "opening fails":
-                gate.open_failed()
+                self._room().free()
             case "sweep":
                 gate.sweep(now)
             case "fail":
@@ -231,11 +235,16 @@ class State:
             slot = None  # the pool turns it away by itself
         else:
             fresh = [slot for slot in gate.idle_slots() if self._fresh(slot) and not gate.closed]
-            slot = gate.ask(self.now)
+            slot = gate.try_acquire(self.now)
             assert slot is (fresh[-1] if fresh else None)
         self.holding += slot is not None
         if slot is None:
             gate.join(Borrower("somebody", running=running), self.now)
+
+    def _room(self) -> Room[int]:
+        room, self.room = self.room, None
+        assert room is not None
+        return room
 
     def _fresh(self, slot: Slot[int]) -> bool:
         return self.now - slot.since < STEP
@@ -350,7 +359,7 @@ def walk(case: Case) -> tuple[int, int]:
 def test_every_order_of_events_keeps_every_promise(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """In every state the invariants hold, and from every state everyone who waits can still be settled."""
     if not case.leases:  # what is normal does not depend on them: fewer states, and more of them stand
-        monkeypatch.setattr("aiohttp_poolscope.gate.NORMAL_WAIT_IN_LEASES", 0.0)
+        monkeypatch.setattr("aiohttp_poolscope.gate.gate.NORMAL_WAIT_IN_LEASES", 0.0)
     states, moves = walk(case)
     print(f"{case}: {states:,} states, {moves:,} moves")
     assert states >= case.states

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aiohttp_poolscope.gate import Gate, Outcome, Slot, SlotState, Waiter
+from aiohttp_poolscope.gate import Gate, Outcome, Room, Slot, SlotState, Waiter
 from tests import simulation
 
 SCHEDULES = 3000
@@ -79,9 +79,9 @@ class CountsAnEndTwice(Gate[int]):
 class NewestFirst(Gate[int]):
     """LIFO without need."""
 
-    def _next(self) -> Waiter[int] | None:
+    def _next(self, now: float) -> Waiter[int] | None:
         standing, self.standing = self.standing, True
-        waiter = super()._next()
+        waiter = super()._next(now)
         self.standing = standing and self.standing
         return waiter
 
@@ -89,17 +89,21 @@ class NewestFirst(Gate[int]):
 class OldestFirst(Gate[int]):
     """FIFO although the queue stands."""
 
-    def _next(self) -> Waiter[int] | None:
+    def _next(self, now: float) -> Waiter[int] | None:
         if self.standing and self._waiters:
             self._waiters.move_to_end(next(iter(self._waiters)))
-        return super()._next()
+        return super()._next(now)
 
 
 class ServesTheDead(Gate[int]):
     """Nobody is asked whether the client is still there."""
 
-    def _next(self) -> Waiter[int] | None:
-        return self._waiters.popitem(last=self.standing)[0] if self._waiters else None
+    def _next(self, now: float) -> Waiter[int] | None:
+        if not self._waiters:
+            return None
+        waiter = next(reversed(self._waiters)) if self.standing else next(iter(self._waiters))
+        self._remove(waiter)
+        return waiter
 
 
 class OpensTooMany(Gate[int]):
@@ -111,8 +115,11 @@ class OpensTooMany(Gate[int]):
         self.maxsize -= 1
         return wants
 
-    def open(self) -> None:
-        self.opening = 1
+    def reserve(self) -> Room[int]:
+        self.maxsize += 1
+        room = super().reserve()
+        self.maxsize -= 1
+        return room
 
 
 class OpensTwice(Gate[int]):
@@ -124,8 +131,11 @@ class OpensTwice(Gate[int]):
         self.opening = opening
         return wants
 
-    def open(self) -> None:
-        self.opening += 1
+    def reserve(self) -> Room[int]:
+        opening, self.opening = self.opening, 0
+        room = super().reserve()
+        self.opening += opening
+        return room
 
 
 class NeverOpens(Gate[int]):
@@ -138,17 +148,17 @@ class NeverOpens(Gate[int]):
 class LendsTheStale(Gate[int]):
     """Whatever is idle is lent unchecked."""
 
-    def ask(self, now: float) -> Slot[int] | None:
+    def try_acquire(self, now: float) -> Slot[int] | None:
         self._fresh_for = float("inf")
-        return super().ask(now)
+        return super().try_acquire(now)
 
 
 class LendsTheOldest(Gate[int]):
     """The idle stack upside down."""
 
-    def ask(self, now: float) -> Slot[int] | None:
+    def try_acquire(self, now: float) -> Slot[int] | None:
         self._idle.reverse()
-        return super().ask(now)
+        return super().try_acquire(now)
 
 
 class LendsWhenClosed(Gate[int]):

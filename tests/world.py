@@ -96,11 +96,11 @@ class World(Books):
                 self.finish_mending()
             while self.checking:
                 self.finish_check()
-            if self.opening:
+            if self.room is not None:
                 self.finish_opening()
             else:
                 self.start_opening()
-            if not (self.queue or self.handed or self.holding or self.opening):
+            if not (self.queue or self.handed or self.holding or self.room):
                 break
         gate = self.gate
         self.expect(not self.queue and gate.waiting == 0, "nobody is left waiting when all is quiet", list(self.queue))
@@ -121,7 +121,7 @@ class World(Books):
         borrower = Listed(f"b{self.asked}", self.woken, running=running)
         self.asked += 1
         # The pool turns away who has not started before it asks the gate for them.
-        slot = gate.ask(self.now) if running or not gate.draining or gate.closed else None
+        slot = gate.try_acquire(self.now) if running or not gate.draining or gate.closed else None
         if slot is not None:
             self.say("%r borrows %d at once", borrower, slot.link)
             top, since = self.resting.pop() if self.resting else (None, 0.0)
@@ -166,7 +166,7 @@ class World(Books):
         if not self.handed:
             return
         borrower = self._draw(self.handed)
-        slot = self.gate.take(borrower)
+        slot = self.gate.claim(borrower)
         self.say("%r takes %d", borrower, slot.link)
         self.outcomes[Outcome.LENT] += 1
         if slot.state is not SlotState.GONE:
@@ -238,28 +238,29 @@ class World(Books):
         """The opener begins, if the gate wants it to."""
         gate = self.gate
         if gate.wants_opening():
-            gate.open()
+            room = gate.reserve()
             self.say("an opening begins")
-            self.expect(not self.opening, "one opening at a time")
-            self.opening = True
+            self.expect(self.room is None, "one opening at a time")
+            self.room = room
             self.check()
 
     def finish_opening(self) -> None:
         """It succeeds or fails."""
-        if not self.opening:
+        room, self.room = self.room, None
+        if room is None:
             return
-        self.opening = False
         if self.up and self.rng.random() < 0.9:
             slot = Slot(self.links)
             self.links += 1
             self.say("%d is open", slot.link)
             standing = self.gate.standing
             self.look()
-            self.gate.opened(slot, self.now)
+            room.fill(slot, self.now)
+            room.free()  # harmless once it is filled
             self.see(standing, free=slot)
         else:
             self.say("the opening fails")
-            self.gate.open_failed()
+            room.free()
         self.attend()
 
     def finish_mending(self) -> None:

@@ -24,10 +24,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 from aiohttp import hdrs, web
 
 from aiohttp_poolscope import ConfigError, PoolScope, no_connection
-from aiohttp_poolscope.breaker import BreakerState
 from aiohttp_poolscope.direct import State
 from aiohttp_poolscope.events import Fault
-from aiohttp_poolscope.slots import Outcome
+from aiohttp_poolscope.gate import BreakerState, Outcome
 
 from .extras import extra
 from .prometheus_workers import Reading, Workers, read

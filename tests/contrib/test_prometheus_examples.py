@@ -6,8 +6,8 @@ import json
 import re
 from typing import Any
 
-from aiohttp_poolscope.breaker import BreakerState
 from aiohttp_poolscope.contrib.prometheus import METRICS, STATES
+from aiohttp_poolscope.gate import BreakerState
 from tests.test_docs import ROOT, names, section, table
 
 EXAMPLES = ROOT / "examples" / "prometheus"

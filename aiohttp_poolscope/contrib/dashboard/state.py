@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from aiohttp_poolscope.slots import LENT
+from aiohttp_poolscope.gate import LENT
 
 from .verdict import Facts, verdict
 
 if TYPE_CHECKING:
     from aiohttp_poolscope import Lease, PoolScope, PoolStats
-    from aiohttp_poolscope.slots import Slot
+    from aiohttp_poolscope.gate import Slot
 
     from .sampler import Recorder
 

@@ -5,14 +5,14 @@ around it opens, repairs and closes connections and tells the gate what happened
 
 A connection lives in a Slot. Its states and transitions::
 
-    (opening) --opened--> IDLE <----give---- LENT, REPAIRING, CHECKING
-                          IDLE -----ask----> LENT         a fresh one, at once
+    (a Room) ---fill----> IDLE <----give---- LENT, REPAIRING, CHECKING
+                          IDLE -try_acquire-> LENT        a fresh one, at once
                           IDLE --next_check-> CHECKING    a stale one, for somebody who waits
                     LENT, IDLE ---repair---> REPAIRING    dirty, or pinged to keep it alive
                    any of them ----lost----> GONE
 
 ``give`` hands the slot straight to whoever waits (LENT) and only otherwise puts it on the idle stack. A slot that
-was handed over counts as lent before its waiter has woken up: the waiter then either ``take``s it or ``withdraw``s.
+was handed over counts as lent before its waiter has woken up: the waiter then either ``claim``s it or ``withdraw``s.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from typing import Generic, TypeVar
 
-from .slots import CHECKING, GONE, IDLE, LENT, REPAIRING, Outcome, Slot, SlotState, Waiter
+from .slots import CHECKING, GONE, IDLE, LENT, REPAIRING, Outcome, Slot, Waiter
 
-__all__ = ("Gate", "Outcome", "Slot", "SlotState", "Waiter")
+__all__ = ("Gate", "Room")
 
 L = TypeVar("L")
+
+OPENINGS = 1
+"""Connections that are opened at once: connects do not pile up on a database that may be struggling."""
 
 NORMAL_WAIT_IN_LEASES = 4.0
 """A wait of four median leases is normal: slow queries make long waits normal."""
@@ -127,7 +130,7 @@ class Gate(Generic[L]):
         """The queue, longest waiting first."""
         return tuple(self._waiters)
 
-    def ask(self, now: float) -> Slot[L] | None:
+    def try_acquire(self, now: float) -> Slot[L] | None:
         """The idle connection returned last, if it is fresh and young. Otherwise None: ``join`` the queue."""
         idle = self._idle
         if idle:
@@ -168,17 +171,17 @@ class Gate(Generic[L]):
         if self.crowded and self._not_begun >= CROWD_IN_LEASES * self.maxsize:
             self._settle(next(waiter for waiter in self._waiters if not waiter.running), Outcome.SHED)
 
-    def take(self, waiter: Waiter[L]) -> Slot[L]:
+    def claim(self, waiter: Waiter[L]) -> Slot[L]:
         """The waiter has woken up and keeps the slot that was handed to it."""
         slot = waiter.slot
         if slot is None:
-            raise AssertionError("take() without a slot: the waiter was not served")
+            raise AssertionError("claim() without a slot: the waiter was not served")
         waiter.slot = None
         self.handed -= 1
         self.taken += 1
         return slot
 
-    def undo(self, slot: Slot[L]) -> None:
+    def cancel_lend(self, slot: Slot[L]) -> None:
         """A connection just lent turns out to be dead: it was no lease, and the borrow is still to come."""
         self.borrows -= 1
         self.taken -= 1
@@ -261,28 +264,23 @@ class Gate(Generic[L]):
 
     def wants_opening(self) -> bool:
         """Whether a connection should be opened now: for those who wait, or to keep ``minsize``."""
-        if self.opening or self.closed or len(self.slots) >= self.maxsize:
+        if self.closed or self.opening >= OPENINGS or self.size >= self.maxsize:
             return False
-        return len(self._waiters) > self.checking or (not self.draining and len(self.slots) < self.minsize)
+        return len(self._waiters) > self.checking + self.opening or (not self.draining and self.size < self.minsize)
 
-    def open(self) -> None:
-        """One opening begins: its room is reserved."""
-        if self.opening or len(self.slots) >= self.maxsize:
-            raise AssertionError("open() without room")
-        self.opening = 1
+    def reserve(self) -> Room[L]:
+        """Reserve room for a connection, before it is opened."""
+        if self.opening >= OPENINGS or self.size >= self.maxsize:
+            raise AssertionError("reserve() without room")
+        self.opening += 1
+        return Room(self)
 
-    def opened(self, slot: Slot[L], now: float) -> None:
-        """The opening succeeded."""
-        self.opening = 0
+    def _admit(self, slot: Slot[L], now: float) -> None:
         if not self.slots:
             self._up_since = now
         self.slots.add(slot)
         slot.used = now
         self.give(slot, now)
-
-    def open_failed(self) -> None:
-        """The opening failed: its room is free again."""
-        self.opening = 0
 
     def sweep(self, now: float) -> None:
         """Pass over the queue: those whose client has left go, and a standing queue sheds."""
@@ -304,7 +302,7 @@ class Gate(Generic[L]):
     def close(self) -> None:
         """Refuse everyone."""
         self.draining = self.closed = True
-        # Nothing idle is fresh any more: ask() lends nothing, without looking at ``closed`` on the hot path.
+        # Nothing idle is fresh any more: try_acquire() lends nothing, without looking at ``closed`` on the hot path.
         self._fresh_for = float("-inf")
         self._settle_all(Outcome.REFUSED)
 
@@ -421,7 +419,7 @@ class Gate(Generic[L]):
         ended = self.taken + sum(self.ended.values())
         checks = {
             "size <= maxsize": self.size <= self.maxsize,
-            "one opening at a time": self.opening in (0, 1),
+            "openings counted": 0 <= self.opening <= OPENINGS,
             "idle counted": states.count(IDLE) == len(self._idle) == len(set(self._idle)),
             "lent counted": states.count(LENT) == self.lent,
             "checking counted": states.count(CHECKING) == self.checking,
@@ -435,3 +433,26 @@ class Gate(Generic[L]):
             "nobody waits at a closed gate": not (self.closed and self._waiters),
         }
         return [name for name, holds in checks.items() if not holds]
+
+
+class Room(Generic[L]):
+    """Room reserved for a connection that is being opened. ``fill`` it once; ``free`` it if there is none."""
+
+    __slots__ = ("_gate", "_reserved")
+
+    def __init__(self, gate: Gate[L]) -> None:
+        self._gate = gate
+        self._reserved = True
+
+    def fill(self, slot: Slot[L], now: float) -> None:
+        """Put the opened connection in: to the next waiter, else on the idle stack."""
+        if not self._reserved:
+            raise AssertionError("fill() of a room that was filled or freed before")
+        self.free()
+        self._gate._admit(slot, now)  # noqa: SLF001 - the other half of the gate
+
+    def free(self) -> None:
+        """Give the room back. Harmless once it is filled: it is the connection's then."""
+        if self._reserved:
+            self._reserved = False
+            self._gate.opening -= 1
