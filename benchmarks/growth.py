@@ -289,7 +289,7 @@ class Case:
 
     async def pgbouncer(self) -> None:
         try:
-            from tests.faults.bouncer import PROGRAM, WANTED, PgBouncer
+            from tests.kit.bouncer import PROGRAM, WANTED, PgBouncer
         except ImportError as error:
             self.leave_out("PgBouncer", str(error))
             return

@@ -20,10 +20,10 @@ from aiohttp_poolscope.cli.doctor_server import Facts, Setting, examine
 from aiohttp_poolscope.config import PoolConfig
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
 from tests.conftest import DEADLINE
-from tests.faults.bouncer import PgBouncer, needed
+from tests.driver.test_search import WITH_TLS
 from tests.faults.replication import Pair
-from tests.test_targets import WITH_TLS
-from tests.wire import wired
+from tests.kit.bouncer import PgBouncer, needed
+from tests.kit.wire import wired
 
 from .programs import Terminal
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aiohttp_poolscope.cli.stress import CANNOT_TELL, HEALTHY, INTERRUPTED, SICK
-from tests.wire import wired
+from tests.kit.wire import wired
 
 from .programs import LIMIT, REPOSITORY, Terminal, command, environment, run, service
 

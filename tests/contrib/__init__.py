@@ -1,0 +1,1 @@
+"""The integrations, each with the real thing it integrates with."""

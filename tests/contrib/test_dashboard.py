@@ -17,7 +17,8 @@ from aiohttp_poolscope.cli.demo import _guide
 from aiohttp_poolscope.cli.demo_service import make_app
 from aiohttp_poolscope.contrib.dashboard import page, sampler, setup_dashboard
 from tests.conftest import until
-from tests.contrib.dashboard_app import PATHS, SECRET, App, messages, state
+
+from .dashboard_app import PATHS, SECRET, App, messages, state
 
 if TYPE_CHECKING:
     from tests.conftest import Database, Serve, Served

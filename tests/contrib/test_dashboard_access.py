@@ -12,7 +12,8 @@ from aiohttp import ClientSession, UnixConnector, web
 
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope.contrib.dashboard import setup_dashboard
-from tests.contrib.dashboard_app import PATHS, SECRET, App
+
+from .dashboard_app import PATHS, SECRET, App
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,7 +17,8 @@ import aiohttp_poolscope as poolscope
 from aiohttp_poolscope.contrib.dashboard import journal, sampler, setup_dashboard, streams
 from aiohttp_poolscope.stats import Histogram, PoolStats
 from tests.conftest import DEADLINE, until
-from tests.contrib.dashboard_app import App, find_streams, messages, recorders, state
+
+from .dashboard_app import App, find_streams, messages, recorders, state
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

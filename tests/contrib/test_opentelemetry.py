@@ -27,7 +27,8 @@ from aiohttp_poolscope import events
 from aiohttp_poolscope.contrib import opentelemetry
 from aiohttp_poolscope.contrib.opentelemetry import OUTCOMES, instrument
 from tests.conftest import until
-from tests.test_docs import blocks, follow, names, section, table
+from tests.kit.documents import blocks, names, section, table
+from tests.kit.following import follow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

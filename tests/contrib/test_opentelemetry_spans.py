@@ -20,7 +20,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 import aiohttp_poolscope as poolscope
 from tests.conftest import until
-from tests.test_docs import names, section, table
+from tests.kit.documents import names, section, table
 
 from .test_opentelemetry import DOCUMENT, POOL, Telemetry
 

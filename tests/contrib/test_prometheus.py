@@ -23,7 +23,7 @@ import aiohttp_poolscope as poolscope
 from aiohttp_poolscope.contrib import prometheus
 from aiohttp_poolscope.contrib.prometheus import METRICS, OUTCOMES, PoolScopeCollector, setup_metrics
 from tests.conftest import until
-from tests.test_docs import ROOT, names, section, table
+from tests.kit.documents import ROOT, names, section, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp_poolscope.contrib.prometheus import METRICS, STATES
 from aiohttp_poolscope.gate import BreakerState
-from tests.test_docs import ROOT, names, section, table
+from tests.kit.documents import ROOT, names, section, table
 
 EXAMPLES = ROOT / "examples" / "prometheus"
 ALERTS = (EXAMPLES / "alerts.yml").read_text()

@@ -14,7 +14,7 @@ from .service import SCHEMA
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.wire import Wire
+    from tests.kit.wire import Wire
 
 PATIENCE = 30.0
 """Seconds within which two servers agree."""

@@ -27,7 +27,7 @@ from aiohttp import web
 
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
-from tests.wire import wired_to
+from tests.kit.wire import wired_to
 
 from .service import SCHEMA, application
 from .soak_audit import audit, audit_after

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from aiohttp_poolscope import PoolScope
     from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
-    from tests.wire import Wire
+    from tests.kit.wire import Wire
 
     from .soak_watch import Tally
 

@@ -19,9 +19,9 @@ from aiohttp import web
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope import janitor
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
-from tests import clients
 from tests.conftest import BUSY, Database, Serve, until
-from tests.wire import wired
+from tests.kit import clients
+from tests.kit.wire import wired
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

@@ -15,7 +15,7 @@ import aiohttp_poolscope as poolscope
 from aiohttp_poolscope import janitor, repairs
 from aiohttp_poolscope.errors import PoolExhausted
 from tests.conftest import BUSY, Database, Serve, Served, until
-from tests.wire import Wire, wired
+from tests.kit.wire import Wire, wired
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

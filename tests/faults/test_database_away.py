@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.conftest import until
-from tests.wire import wired_to
+from tests.kit.wire import wired_to
 
 from .load import load
 from .promises import DEAD, PATHS, kept, more, recovered, warm

@@ -11,7 +11,7 @@ import pytest
 
 from aiohttp_poolscope import DatabaseUnavailable
 from tests.conftest import until
-from tests.wire import ask, driving, linked, wired_to
+from tests.kit.wire import ask, driving, linked, wired_to
 
 from .load import load
 from .promises import PATHS, dead, kept, more, recovered, warm

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import until
-from tests.wire import wired_to
+from tests.kit.wire import wired_to
 
 from .load import load
 from .promises import PATHS, SHED, dead, kept, more, recovered, warm

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.conftest import BUSY, until
-from tests.wire import wired_to
+from tests.kit.wire import wired_to
 
 from .load import load
 from .promises import PATHS, SHED, kept, more, recovered, warm

@@ -10,7 +10,7 @@ import pytest
 
 from aiohttp_poolscope import pool
 from tests.conftest import until
-from tests.wire import wired_to
+from tests.kit.wire import wired_to
 
 from .load import load
 from .promises import kept

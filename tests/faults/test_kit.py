@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from tests.conftest import Serve, until
-from tests.wire import Wire, wired_to
+from tests.kit.wire import Wire, wired_to
 
 from .load import DROPPED, GAVE_UP, NOT_CONNECTED, load
 from .servers import _full_device, crash, fill_disk, fill_slots, kill_backends, restart

@@ -13,9 +13,8 @@ import pytest
 
 from aiohttp_poolscope.errors import DatabaseUnavailable, QueryTimeout
 from tests.conftest import BUSY, Database, until
-from tests.wire import driving, linked, wired_to
-
-from .bouncer import PgBouncer, needed
+from tests.kit.bouncer import PgBouncer, needed
+from tests.kit.wire import driving, linked, wired_to
 
 pytestmark = needed
 

@@ -15,8 +15,7 @@ import pytest
 from aiohttp_poolscope.errors import DatabaseUnavailable, PoolScopeError, QueryTimeout
 from aiohttp_poolscope.session import needs_session
 from tests.conftest import Database, Serve, until
-
-from .bouncer import PgBouncer, needed
+from tests.kit.bouncer import PgBouncer, needed
 
 if TYPE_CHECKING:
     from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres

@@ -10,19 +10,26 @@ from pathlib import Path
 
 import pytest
 
-from .bouncer import PROGRAM, WANTED
+from tests.kit.bouncer import PROGRAM, WANTED
+
 from .through_bouncer import EXCEPT
 
 ROOT = Path(__file__).parents[2]
 
 GROUPS = {
-    "statements": ("statements", "transactions", "transactions_edges", "stream", "scope_outside"),
-    "requests": (
-        *("middleware", "middleware_acquire", "middleware_streaming", "middleware_transactional", "answers"),
-        *("disconnects", "no_connection_errors", "drain", "drain_answers"),
+    "statements": (
+        *("connection/statements", "connection/transactions", "connection/transactions_edges", "connection/stream"),
+        "web/outside",
     ),
-    "pool": ("connection", "connection_hooks", "hooks", "leases", "pool", "pool_edges", "pool_faults"),
-    "load": ("load/test_abort_storm", "load/test_cancellation_fuzz"),
+    "requests": (
+        *("web/middleware", "web/middleware_acquire", "web/middleware_streaming", "web/middleware_transactional"),
+        *("web/responses", "web/responses_drain", "web/disconnects", "web/no_connection_errors", "pool/drain"),
+    ),
+    "pool": (
+        *("connection/connection", "pool/hooks", "pool/hooks_edges", "pool/leases", "pool/pool", "pool/edges"),
+        "pool/faults",
+    ),
+    "load": ("load/abort_storm", "load/cancellation_fuzz"),
 }
 """Files, as far as they are about something that PgBouncer could change."""
 
@@ -31,7 +38,7 @@ AT_LEAST = {"statements": 105, "requests": 175, "pool": 85, "load": 7}
 
 
 def files(group: str) -> list[str]:
-    return [f"tests/{name if '/' in name else f'test_{name}'}.py" for name in GROUPS[group]]
+    return [f"tests/{room}/test_{name}.py" for room, name in (each.split("/") for each in GROUPS[group])]
 
 
 @pytest.mark.slow

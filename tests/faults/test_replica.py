@@ -15,7 +15,7 @@ from aiohttp import web
 
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope import janitor
-from tests.wire import wired_to
+from tests.kit.wire import wired_to
 
 from .load import load
 from .promises import SHED

@@ -13,7 +13,7 @@ from aiohttp import web
 
 import aiohttp_poolscope as poolscope
 from tests.conftest import until
-from tests.wire import Wire, wired_to
+from tests.kit.wire import Wire, wired_to
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

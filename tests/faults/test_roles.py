@@ -11,7 +11,7 @@ import pytest
 
 from aiohttp_poolscope import ConfigError, DatabaseUnavailable, PoolScope, janitor
 from tests.conftest import until
-from tests.wire import ask, driving, wired_to
+from tests.kit.wire import ask, driving, wired_to
 
 from .replication import Pair, through
 

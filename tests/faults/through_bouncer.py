@@ -1,4 +1,4 @@
-"""``pytest -p tests.faults.through_bouncer tests/test_stream.py``: with PgBouncer between every pool and the server.
+"""``pytest -p tests.faults.through_bouncer tests/pool``: with PgBouncer between every pool and the server.
 
 The DSN that the tests are given goes through a PgBouncer in transaction mode, and says ``pgbouncer=true``; so does the
 wire of ``wired(database)``. What they look at from outside (``Database``) still goes straight to the server. Behind
@@ -19,68 +19,67 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.conftest import Audit, Database
-
-    from .bouncer import PgBouncer
+    from tests.kit.bouncer import PgBouncer
 
 SERVERS = 3
 """Server connections for each database: fewer than the clients of most of the tests."""
 
 EXCEPT = {
     "looks for the pool's connections in the server: there are PgBouncer's, which come later and stay longer": (
-        "tests/test_connection_hooks.py::test_a_hook_that_releases",
-        "tests/test_connection_hooks.py::test_on_connect_that_recovers",
-        "tests/test_connection_hooks.py::test_on_release_that_raises",
-        "tests/test_hooks.py::test_on_acquire_that_hangs",
-        "tests/test_hooks.py::test_on_connect_that_leaves_something_open[statement]",
-        "tests/test_hooks.py::test_on_connect_that_leaves_something_open[awaited]",
-        "tests/test_pool.py::test_expire",
-        "tests/test_pool.py::test_idle_timeout",
-        "tests/test_pool.py::test_keepalive",
-        "tests/test_pool.py::test_max_lifetime_on_return",
-        "tests/test_pool.py::test_max_lifetime_while_idle",
-        "tests/test_pool.py::test_minsize_is_refilled",
-        "tests/test_pool.py::test_warm_before_the_first_request",
-        "tests/test_pool_edges.py::test_expire_while_a_connection_is_being_opened",
-        "tests/test_pool_edges.py::test_expire_while_a_connection_is_handed_over",
-        "tests/test_pool_faults.py::test_a_frozen_idle_connection_reaches_nobody",
-        "tests/test_pool_faults.py::test_handed_over_and_dead",
-        "tests/test_statements.py::test_a_server_that_does_not_answer",
+        "tests/pool/test_hooks.py::test_a_hook_that_releases",
+        "tests/pool/test_hooks.py::test_on_connect_that_recovers",
+        "tests/pool/test_hooks.py::test_on_release_that_raises",
+        "tests/pool/test_hooks_edges.py::test_on_acquire_that_hangs",
+        "tests/pool/test_hooks_edges.py::test_on_connect_that_leaves_something_open[statement]",
+        "tests/pool/test_hooks_edges.py::test_on_connect_that_leaves_something_open[awaited]",
+        "tests/pool/test_pool.py::test_expire",
+        "tests/pool/test_pool.py::test_idle_timeout",
+        "tests/pool/test_pool.py::test_keepalive",
+        "tests/pool/test_pool.py::test_max_lifetime_on_return",
+        "tests/pool/test_pool.py::test_max_lifetime_while_idle",
+        "tests/pool/test_pool.py::test_minsize_is_refilled",
+        "tests/pool/test_pool.py::test_warm_before_the_first_request",
+        "tests/pool/test_edges.py::test_expire_while_a_connection_is_being_opened",
+        "tests/pool/test_edges.py::test_expire_while_a_connection_is_handed_over",
+        "tests/pool/test_faults.py::test_a_frozen_idle_connection_reaches_nobody",
+        "tests/pool/test_faults.py::test_handed_over_and_dead",
+        "tests/connection/test_statements.py::test_a_server_that_does_not_answer",
     ),
     "an idle connection does not end with its backend: PgBouncer keeps it, and takes another backend": (
-        "tests/test_answers.py::test_database_unavailable_when_the_connection_dies[between statements]",
-        "tests/test_connection_hooks.py::test_cursor_on_a_dead_connection",
-        "tests/test_pool_edges.py::test_a_dead_lease_does_not_stop_the_janitor",
-        "tests/test_pool_faults.py::test_a_descriptor_that_is_a_strangers_at_once",
-        "tests/test_pool_faults.py::test_dead_idle_connections_reach_nobody",
-        "tests/test_statements.py::test_a_connection_that_dies",
+        "tests/web/test_responses.py::test_database_unavailable_when_the_connection_dies[between statements]",
+        "tests/pool/test_hooks.py::test_cursor_on_a_dead_connection",
+        "tests/pool/test_edges.py::test_a_dead_lease_does_not_stop_the_janitor",
+        "tests/pool/test_faults.py::test_a_descriptor_that_is_a_strangers_at_once",
+        "tests/pool/test_faults.py::test_dead_idle_connections_reach_nobody",
+        "tests/connection/test_statements.py::test_a_connection_that_dies",
     ),
     "the statement goes on in the server when its connection is closed: there is no abandon_interval": (
-        "tests/test_middleware_streaming.py::test_a_statement_left_running_in_a_task_ends_with_its_request",
+        "tests/web/test_middleware_streaming.py::test_a_statement_left_running_in_a_task_ends_with_its_request",
     ),
     "asks the driver for the backend's pid, which PgBouncer makes up": (
-        "tests/test_answers.py::test_a_cancelled_statement_of_the_raw_driver",
-        "tests/test_middleware_streaming.py::test_an_error_in_the_middle_of_an_answer_cuts_it_off[on raw]",
-        "tests/test_statements.py::test_ended_by_the_server[by_operator]",
-        "tests/test_statements.py::test_ended_inside_a_task_group[by_operator]",
-        "tests/test_statements.py::test_ended_inside_asyncio_timeout[by_operator]",
-        "tests/test_statements.py::test_ended_inside_gather[by_operator]",
+        "tests/web/test_responses.py::test_a_cancelled_statement_of_the_raw_driver",
+        "tests/web/test_middleware_streaming.py::test_an_error_in_the_middle_of_an_answer_cuts_it_off[on raw]",
+        "tests/connection/test_statements.py::test_ended_by_the_server[by_operator]",
+        "tests/connection/test_statements.py::test_ended_inside_a_task_group[by_operator]",
+        "tests/connection/test_statements.py::test_ended_inside_asyncio_timeout[by_operator]",
+        "tests/connection/test_statements.py::test_ended_inside_gather[by_operator]",
     ),
     "leaves something in the session": (
         "tests/load/test_abort_storm.py::test_a_storm_of_aborted_requests_leaves_nothing_behind[full]",
         "tests/load/test_cancellation_fuzz.py::test_tasks_cancelled_at_random_moments_lose_nothing[full]",
-        "tests/test_connection.py::test_a_full_reset_keeps_the_settings",
-        "tests/test_connection.py::test_reset",
-        "tests/test_connection.py::test_reset_by_sql_of_ones_own",
-        "tests/test_connection_hooks.py::test_on_acquire_comes_first",
-        "tests/test_connection_hooks.py::test_on_acquire_that_raises",
-        "tests/test_statements.py::test_ended_by_the_server[by_statement_timeout]",
-        "tests/test_statements.py::test_ended_inside_a_task_group[by_statement_timeout]",
-        "tests/test_statements.py::test_ended_inside_asyncio_timeout[by_statement_timeout]",
-        "tests/test_statements.py::test_ended_inside_gather[by_statement_timeout]",
+        "tests/connection/test_connection.py::test_a_full_reset_keeps_the_settings",
+        "tests/connection/test_connection.py::test_reset",
+        "tests/connection/test_connection.py::test_reset_by_sql_of_ones_own",
+        "tests/pool/test_hooks.py::test_on_acquire_comes_first",
+        "tests/pool/test_hooks.py::test_on_acquire_that_raises",
+        "tests/connection/test_statements.py::test_ended_by_the_server[by_statement_timeout]",
+        "tests/connection/test_statements.py::test_ended_inside_a_task_group[by_statement_timeout]",
+        "tests/connection/test_statements.py::test_ended_inside_asyncio_timeout[by_statement_timeout]",
+        "tests/connection/test_statements.py::test_ended_inside_gather[by_statement_timeout]",
     ),
-    "is about pgbouncer=False": ("tests/test_statements.py::test_the_pools_statement_timeout[False]",),
+    "is about pgbouncer=False": ("tests/connection/test_statements.py::test_the_pools_statement_timeout[False]",),
     "the statement is cancelled a second earlier than without PgBouncer, which is another message": (
-        "tests/test_statements.py::test_a_silent_network",
+        "tests/connection/test_statements.py::test_a_silent_network",
     ),
 }
 """Tests that cannot hold through PgBouncer, by the reason. In brackets: with this parameter."""
@@ -104,7 +103,8 @@ def end() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    from tests import conftest, wire
+    from tests import conftest
+    from tests.kit import wire
     from tests.load import watch
 
     init, dsn, check = wire.Wire.__init__, wire.Wire.dsn, conftest.Audit.check
@@ -150,8 +150,7 @@ def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any], request: pytest.Fix
     value = yield
     if fixturedef.argname == "_database":
         from tests.conftest import DATABASE
-
-        from .bouncer import PgBouncer
+        from tests.kit.bouncer import PgBouncer
 
         Through.bouncer = PgBouncer(value.dsn, default_pool_size=SERVERS)
         Through.bouncer.start()

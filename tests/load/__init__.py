@@ -1,0 +1,1 @@
+"""Crowds that abort, flood and cheat."""

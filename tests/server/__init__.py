@@ -1,0 +1,1 @@
+"""Servers as processes: signals, rolling restarts, kills."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.wire import wired
+from tests.kit.wire import wired
 
 from .conftest import BOUND, KINDS, free_port, wait_for
 from .sockets import LONGEST, watched

@@ -1,0 +1,1 @@
+"""A service that type checkers must accept as it is."""

@@ -1,0 +1,1 @@
+"""The benchmarks' own arithmetic, and that all candidates do the same work."""

@@ -1,0 +1,1 @@
+"""How many connections are needed, and how many the server has."""

@@ -1,0 +1,1 @@
+"""What a borrower does with a connection: statements, transactions, streams, notifications."""

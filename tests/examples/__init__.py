@@ -1,0 +1,1 @@
+"""Every example runs as it is written and does what it says."""

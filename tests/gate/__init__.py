@@ -1,0 +1,1 @@
+"""Who gets a connection, decided without any I/O: the gate and its breaker."""

@@ -1,0 +1,1 @@
+"""Random schedules against the pure gate; ``python -m tests.simulation`` runs as many as one likes."""
