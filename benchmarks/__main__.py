@@ -24,8 +24,8 @@ from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres, EmbeddedPostgre
 from . import results, wrk
 from .compare import compare_with_recorded
 from .host import Host
-from .service import SCHEMA
 from .study import Bench
+from .work import SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

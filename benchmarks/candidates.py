@@ -14,7 +14,7 @@ from aiohttp import web
 
 from . import drivers
 from .handlers import DB, Candidate, Handler, OnePerSocket, answer, nothing, offer, two_accounts
-from .service import CONNECTIONS, ONE, PUT, ROWS, TAKE
+from .work import CONNECTIONS, ONE, PUT, ROWS, TAKE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -10,7 +10,7 @@ import psycopg2.extras
 from aiohttp import web
 
 from .handlers import DB, Handler, OnePerSocket, answer, nothing, offer, two_accounts
-from .service import CONNECTIONS, ONE, PUT, ROWS, TAKE
+from .work import CONNECTIONS, ONE, PUT, ROWS, TAKE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

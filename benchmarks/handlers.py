@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 
-from .service import ACCOUNTS
+from .work import ACCOUNTS
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Candidate = Callable[[str, dict[str, Any]], web.Application]

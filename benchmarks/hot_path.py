@@ -26,7 +26,8 @@ from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
 
 from .candidates import CANDIDATES
 from .observed import processor_time
-from .service import SCHEMA, Loop, Service, running
+from .service import Loop, Service, running
+from .work import SCHEMA
 from .wrk import load, warm_up
 
 if TYPE_CHECKING:

@@ -22,8 +22,9 @@ from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
 
 from . import facts
 from .crowd import LATE, STEP, PhaseResult, Processor, crowd
-from .service import CONNECTIONS, Service, running
+from .service import Service, running
 from .study import Bench, Figures, Goal
+from .work import CONNECTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

@@ -1,4 +1,4 @@
-"""A service in a process of its own, and the tables it works on.
+"""A service in a process of its own.
 
 Every candidate (``candidates.py``) offers the same routes::
 
@@ -27,22 +27,7 @@ if TYPE_CHECKING:
 
 Loop = Literal["asyncio", "uvloop"]
 
-CONNECTIONS = 10
-"""Connections of every pool."""
-
 START_LIMIT, STOP_LIMIT = 20.0, 10.0
-
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS items (id int PRIMARY KEY, name text NOT NULL, price numeric(8, 2) NOT NULL);
-CREATE TABLE IF NOT EXISTS accounts (id int PRIMARY KEY, balance bigint NOT NULL);
-INSERT INTO items SELECT id, 'item ' || id, id * 1.25 FROM generate_series(1, 1000) AS id ON CONFLICT DO NOTHING;
-INSERT INTO accounts SELECT id, 1000 FROM generate_series(0, 999) AS id ON CONFLICT DO NOTHING;
-"""
-
-ONE = "SELECT 1"
-ROWS = "SELECT id, name, price FROM items WHERE id <= 20 ORDER BY id"
-TAKE, PUT = (f"UPDATE accounts SET balance = balance {sign} 1 WHERE id = " for sign in "-+")
-ACCOUNTS = 1000
 
 
 @dataclass

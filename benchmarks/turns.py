@@ -22,7 +22,8 @@ from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
 from .crowd import STEP, crowd
 from .host import Host
 from .overload import NORMAL, OVERLOAD, PATIENCE, SHORT, find_capacity
-from .service import SCHEMA, Service, serve
+from .service import Service, serve
+from .work import SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

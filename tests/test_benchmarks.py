@@ -16,8 +16,8 @@ from benchmarks.__main__ import studies
 from benchmarks.candidates import CANDIDATES
 from benchmarks.handlers import OnePerSocket
 from benchmarks.results import Results
-from benchmarks.service import SCHEMA
 from benchmarks.study import Bench, Goal, Ratio, Sample
+from benchmarks.work import SCHEMA
 
 if TYPE_CHECKING:
     from .conftest import Database, Serve
