@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from benchmarks.services.work import SCHEMA
 
 from . import results, wrk
 from .compare import compare_with_recorded
 from .host import Host
 from .study import Bench
-from .work import SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

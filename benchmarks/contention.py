@@ -10,12 +10,14 @@ import contextlib
 import resource
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.services.service import running
+
 from . import wrk
-from .service import running
 from .study import Goal
 
 if TYPE_CHECKING:
-    from .service import Loop
+    from benchmarks.services.service import Loop
+
     from .study import Bench
 
 STUDY = "contention"

@@ -23,7 +23,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .inside import PATIENCE, ask, running, served, until
+from benchmarks.services.inside import PATIENCE, ask, running, served, until
+
 from .memory import PLAIN, garbage, growth, memory_of_waiting
 from .study import Bench, Figures, Goal
 

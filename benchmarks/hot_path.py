@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
+from benchmarks.services.candidates import CANDIDATES
+from benchmarks.services.service import Loop, Service, running
+from benchmarks.services.work import SCHEMA
 
-from .candidates import CANDIDATES
 from .observed import processor_time
-from .service import Loop, Service, running
-from .work import SCHEMA
 from .wrk import load, warm_up
 
 if TYPE_CHECKING:

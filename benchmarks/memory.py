@@ -13,8 +13,7 @@ from aiohttp import web
 
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope.connection import ScopedConnection
-
-from .inside import PATIENCE, ask, descriptors, running, served, until
+from benchmarks.services.inside import PATIENCE, ask, descriptors, running, served, until
 
 if TYPE_CHECKING:
     from .study import Figures

@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
+from benchmarks.services.service import running
+
 from . import wrk
-from .service import running
 from .study import Goal
 from .throughput import FEW, ROUTES, SECONDS, warm_up
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from .service import Service
+    from benchmarks.services.service import Service
+
     from .study import Bench
 
 STUDY = "observed"

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
+from benchmarks.services.service import Service, running
+from benchmarks.services.work import CONNECTIONS
 
 from . import facts
 from .crowd import LATE, STEP, PhaseResult, Processor, crowd
-from .service import Service, running
 from .study import Bench, Figures, Goal
-from .work import CONNECTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

@@ -30,8 +30,8 @@ else the machine does hits all of them. The figures beside them are this machine
 - PostgreSQL is real and the benchmark's own, reached over a Unix socket. Each service is a process of its own, and so
   is the load, over TCP; they share the processors.
 - Each candidate is written as the documentation of its library does it
-  ([candidates.py](../benchmarks/candidates.py), [drivers.py](../benchmarks/drivers.py)), with 10 connections and
-  autocommit. This package runs with all that is on by default, unless a case says otherwise.
+  ([candidates.py](../benchmarks/services/candidates.py), [drivers.py](../benchmarks/services/drivers.py)), with 10
+  connections and autocommit. This package runs with all that is on by default, unless a case says otherwise.
 - `rate`, `goodput` and the like are per second. Beside a median stand the lowest and the highest of the rounds.
 - A run in which any request fails is no figure, and is listed at the end. In the study of overload, where requests are
   refused on purpose, they are counted.

@@ -9,15 +9,17 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from benchmarks.services.candidates import CANDIDATES
+from benchmarks.services.service import running
+
 from . import wrk
-from .candidates import CANDIDATES
-from .service import running
 from .study import Goal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .service import Loop
+    from benchmarks.services.service import Loop
+
     from .study import Bench
 
 STUDY = "throughput"

@@ -18,12 +18,12 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
+from benchmarks.services.service import Service, serve
+from benchmarks.services.work import SCHEMA
 
 from .crowd import STEP, crowd
 from .host import Host
 from .overload import NORMAL, OVERLOAD, PATIENCE, SHORT, find_capacity
-from .service import Service, serve
-from .work import SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

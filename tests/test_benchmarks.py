@@ -13,11 +13,11 @@ import pytest
 from aiohttp_poolscope.driver import link
 from benchmarks import compare, contention, hot_path, plots, report, throughput, wrk
 from benchmarks.__main__ import studies
-from benchmarks.candidates import CANDIDATES
-from benchmarks.handlers import OnePerSocket
 from benchmarks.results import Results
+from benchmarks.services.candidates import CANDIDATES
+from benchmarks.services.handlers import OnePerSocket
+from benchmarks.services.work import SCHEMA
 from benchmarks.study import Bench, Goal, Ratio, Sample
-from benchmarks.work import SCHEMA
 
 if TYPE_CHECKING:
     from .conftest import Database, Serve

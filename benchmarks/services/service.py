@@ -48,7 +48,7 @@ async def running(candidate: str, dsn: str, *, loop: Loop = "asyncio", **setting
     """Start ``candidate`` with ``settings``, and end it with the block."""
     command = [sys.executable, "-m", __name__, candidate, dsn, "--loop", loop, "--settings", json.dumps(settings)]
     process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[1]
+        *command, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2]
     )
     assert process.stdout is not None
     try:
