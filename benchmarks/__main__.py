@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from benchmarks.load import wrk
+from benchmarks.load.host import Host
 from benchmarks.services.work import SCHEMA
 
-from . import results, wrk
+from . import results
 from .compare import compare_with_recorded
-from .host import Host
 from .study import Bench
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import contextlib
 import resource
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.load import wrk
 from benchmarks.services.service import running
 
-from . import wrk
 from .study import Goal
 
 if TYPE_CHECKING:

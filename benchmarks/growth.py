@@ -28,10 +28,10 @@ from aiohttp import ClientSession, web
 
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
+from benchmarks.load import wrk
 from benchmarks.services.inside import PATIENCE, descriptors
 from benchmarks.services.service import START_LIMIT, STOP_LIMIT, Service
 
-from . import wrk
 from .study import Bench, Figures, Goal
 
 if TYPE_CHECKING:

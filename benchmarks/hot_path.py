@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
+from benchmarks.load.wrk import load, warm_up
 from benchmarks.services.candidates import CANDIDATES
 from benchmarks.services.service import Loop, Service, running
 from benchmarks.services.work import SCHEMA
 
 from .observed import processor_time
-from .wrk import load, warm_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
+from benchmarks.load import wrk
 from benchmarks.services.service import running
 
-from . import wrk
 from .study import Goal
 from .throughput import FEW, ROUTES, SECONDS, warm_up
 

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
+from benchmarks.load.crowd import LATE, STEP, PhaseResult, Processor, crowd
 from benchmarks.services.service import Service, running
 from benchmarks.services.work import CONNECTIONS
 
 from . import facts
-from .crowd import LATE, STEP, PhaseResult, Processor, crowd
 from .study import Bench, Figures, Goal
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from benchmarks.load import wrk
 from benchmarks.services.candidates import CANDIDATES
 from benchmarks.services.service import running
 
-from . import wrk
 from .study import Goal
 
 if TYPE_CHECKING:

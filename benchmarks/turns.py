@@ -18,11 +18,11 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
+from benchmarks.load.crowd import STEP, crowd
+from benchmarks.load.host import Host
 from benchmarks.services.service import Service, serve
 from benchmarks.services.work import SCHEMA
 
-from .crowd import STEP, crowd
-from .host import Host
 from .overload import NORMAL, OVERLOAD, PATIENCE, SHORT, find_capacity
 
 if TYPE_CHECKING:

@@ -109,10 +109,10 @@ async def crowd(
     order = {"url": url, "phases": phases, "patience": patience, "seed": seed, "pid": pid}
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "benchmarks.generator"),
+        *(sys.executable, "-m", "benchmarks.load.generator"),
         stdin=pipe,
         stdout=pipe,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         limit=2**24,
     )
     assert process.stdin is not None

@@ -13,7 +13,7 @@ import aiohttp
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .study import Bench, Figures
+    from benchmarks.study import Bench, Figures
 
 FIGURES = Path(__file__).with_name("figures.lua")
 

@@ -1,4 +1,4 @@
-"""The process that a crowd comes from (``crowd.py``): ``python -m benchmarks.generator``, its orders on standard input.
+"""The process that a crowd comes from: ``python -m benchmarks.load.generator``, its orders on standard input.
 
 One thread, ``epoll`` and plain sockets: no task and no timer for a request, so that half a core sends more than any
 service here can answer. Connections are kept alive and taken newest first; some are open before the start.
