@@ -1,7 +1,7 @@
 """Four facts: the ten-line middleware that one writes by hand with aiopg, and this package, side by side.
 
-    python benchmarks/facts.py          a table, in less than 90 seconds
-    python benchmarks/facts.py --json   every single run
+    python -m benchmarks.facts          a table, in less than 90 seconds
+    python -m benchmarks.facts --json   every single run
 
 The PostgreSQL is real and its own; the servers and the load are processes that talk over TCP. Both candidates take
 turns, in changing order, so that whatever else the machine does hits both. What is random comes from ``--seed``.
@@ -17,14 +17,13 @@ import json
 import os
 import platform
 import random
-import re
 import signal
 import socket
 import statistics
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import aiopg
@@ -32,6 +31,7 @@ from aiohttp import web
 
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
+from benchmarks.load.keepalive import Server
 
 BY_HAND, PACKAGE = "by hand", "poolscope"
 
@@ -109,79 +109,16 @@ def serve(candidate: str, dsn: str, port: int, options: dict[str, Any]) -> None:
     web.run_app(app, host="127.0.0.1", port=port, print=None, access_log=None, **options)
 
 
-class Wire(asyncio.Protocol):
-    """One connection of a client, kept alive from one request to the next."""
-
-    def __init__(self) -> None:
-        self.transport: Any = None
-        self._answer: asyncio.Future[str] | None = None
-        self._got = b""
-
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-
-    def ask(self, request: bytes) -> asyncio.Future[str]:
-        self._answer, self._got = asyncio.get_running_loop().create_future(), b""
-        self.transport.write(request)
-        return self._answer
-
-    def data_received(self, data: bytes) -> None:
-        self._got += data
-        head, _, body = self._got.partition(b"\r\n\r\n")
-        length = re.search(rb"Content-Length: (\d+)", head)
-        if length is not None and len(body) >= int(length[1]):
-            self._end(head.split()[1].decode())
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._end("disconnected")
-
-    def _end(self, said: str) -> None:
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result(said)
-
-
-@dataclass
-class Server:
-    """A server process, and the connections to it on which nothing is under way."""
-
-    process: asyncio.subprocess.Process
-    port: int
-    free: list[Wire] = field(default_factory=list)
-
-    async def ask(self, seconds: float, patience: float) -> tuple[str, float]:
-        """Have it sleep in a query: the status (or what came instead of one), and the seconds until then."""
-        begun = time.monotonic()
-        request = f"GET /sleep?seconds={seconds} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
-        wire: Wire | None = None
-        said = "disconnected"
-        try:
-            async with asyncio.timeout(patience):
-                while wire is None or wire.transport.is_closing():
-                    wire = self.free.pop() if self.free else await self._connect()
-                said = await wire.ask(request)
-        except TimeoutError:
-            said = "gave up"
-        except OSError:
-            pass
-        finally:
-            if wire is not None and said.isdigit():
-                self.free.append(wire)
-            elif wire is not None:
-                wire.transport.abort()
-        return said, time.monotonic() - begun
-
-    async def _connect(self) -> Wire:
-        return (await asyncio.get_running_loop().create_connection(Wire, "127.0.0.1", self.port))[1]
-
-
 @contextlib.asynccontextmanager
 async def running(candidate: str, dsn: str, **options: Any) -> AsyncIterator[Server]:
     """A server process that answers."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, __file__, "--serve", candidate, dsn, str(port), json.dumps(options)]
-    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
+    command = [sys.executable, "-m", __spec__.name, "--serve", candidate, dsn, str(port), json.dumps(options)]
+    process = await asyncio.create_subprocess_exec(
+        *command, stderr=asyncio.subprocess.DEVNULL, cwd=Path(__file__).parents[1]
+    )
     server = Server(process, port)
     try:
         end = time.monotonic() + 20

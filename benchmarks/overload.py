@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
 from benchmarks.load.crowd import LATE, STEP, PhaseResult, Processor, crowd
+from benchmarks.load.keepalive import Server
 from benchmarks.services.service import Service, running
 from benchmarks.services.work import CONNECTIONS
 
-from . import facts
 from .study import Bench, Figures, Goal
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ async def _capacities(service: Service, case: Case) -> dict[float, Capacity]:
 
 async def find_capacity(service: Service, query: float) -> Capacity:
     """Ask with CLIENTS clients, each again as soon as it is answered. A service in use is also what overload meets."""
-    server = facts.Server(service.process, service.port)
+    server = Server(service.process, service.port)
     moments: list[float] = []
     end = time.monotonic() + CAPACITY_RUN[query]
 
