@@ -11,8 +11,9 @@ import psycopg2.extensions
 import pytest
 
 from aiohttp_poolscope.driver import link
-from benchmarks import compare, contention, hot_path, plots, report, throughput
+from benchmarks import compare, contention, plots, report, throughput
 from benchmarks.__main__ import studies
+from benchmarks.by_hand import hot_path
 from benchmarks.load import wrk
 from benchmarks.results import Results
 from benchmarks.services.candidates import CANDIDATES

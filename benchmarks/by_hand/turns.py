@@ -1,6 +1,6 @@
 """What the event loop does in an overload: three times the capacity, queries of 10 ms, by quarters of a second.
 
-    python -m benchmarks.turns [--times 3] [--runs 4]
+    python -m benchmarks.by_hand.turns [--times 3] [--runs 4]
 
 Beside what is served stand the part of the time that the loop was not waiting for anything, its longest turn (in which
 no other connection is handed on), and what the host took from the machine's processors meanwhile.
@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Any
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
 from benchmarks.load.crowd import STEP, crowd
 from benchmarks.load.host import Host
+from benchmarks.overload import NORMAL, OVERLOAD, PATIENCE, SHORT, find_capacity
 from benchmarks.services.service import Service, serve
 from benchmarks.services.work import SCHEMA
-
-from .overload import NORMAL, OVERLOAD, PATIENCE, SHORT, find_capacity
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -61,7 +60,7 @@ def be_the_service(dsn: str) -> None:
 @asynccontextmanager
 async def watched(dsn: str) -> AsyncIterator[tuple[Service, list[Turn]]]:
     """A service, and its turns once the block has ended."""
-    command = [sys.executable, "-m", "benchmarks.turns", "--serve", dsn]
+    command = [sys.executable, "-m", "benchmarks.by_hand.turns", "--serve", dsn]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, limit=2**26)
     assert process.stdout is not None
     turns: list[Turn] = []
@@ -134,7 +133,7 @@ async def main(times: float, runs: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser("python -m benchmarks.turns", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser("python -m benchmarks.by_hand.turns", description=__doc__.partition("\n")[0])
     parser.add_argument("--times", type=float, default=3.0, help="of the capacity; 3")
     parser.add_argument("--runs", type=int, default=4, help="means are of these; 4")
     parser.add_argument("--serve", help=argparse.SUPPRESS)

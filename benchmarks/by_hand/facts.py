@@ -1,7 +1,7 @@
 """Four facts: the ten-line middleware that one writes by hand with aiopg, and this package, side by side.
 
-    python -m benchmarks.facts          a table, in less than 90 seconds
-    python -m benchmarks.facts --json   every single run
+    python -m benchmarks.by_hand.facts          a table, in less than 90 seconds
+    python -m benchmarks.by_hand.facts --json   every single run
 
 The PostgreSQL is real and its own; the servers and the load are processes that talk over TCP. Both candidates take
 turns, in changing order, so that whatever else the machine does hits both. What is random comes from ``--seed``.
@@ -117,7 +117,7 @@ async def running(candidate: str, dsn: str, **options: Any) -> AsyncIterator[Ser
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", __spec__.name, "--serve", candidate, dsn, str(port), json.dumps(options)]
     process = await asyncio.create_subprocess_exec(
-        *command, stderr=asyncio.subprocess.DEVNULL, cwd=Path(__file__).parents[1]
+        *command, stderr=asyncio.subprocess.DEVNULL, cwd=Path(__file__).parents[2]
     )
     server = Server(process, port)
     try:

@@ -1,6 +1,6 @@
 """What contrib.opentelemetry costs a request: processor time of one borrow and return, by what is instrumented.
 
-    taskset -c 1 chrt -f 10 python -m benchmarks.telemetry
+    taskset -c 1 chrt -f 10 python -m benchmarks.by_hand.telemetry
 
 One real request calls the middleware again and again, with a handler that does nothing, so that only what happens
 between them is measured. The kinds take turns; each figure is the least of many batches.

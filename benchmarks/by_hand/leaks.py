@@ -1,6 +1,6 @@
 """What leak detection costs for each lease: none, `leak_threshold`, and `stacks=True` under a stack of 20 frames.
 
-    python benchmarks/leaks.py [--json]
+    python -m benchmarks.by_hand.leaks [--json]
 
 A borrow and a return without a statement, by `scope.acquire()`; the pools take turns in one run.
 """

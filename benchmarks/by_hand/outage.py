@@ -1,6 +1,6 @@
 """What a request costs while the database is away and the breaker is open, and when service is back.
 
-    python benchmarks/outage.py [--json]
+    python -m benchmarks.by_hand.outage [--json]
 
 A server that is stopped and started again (five times, fast and immediate in turn); requests one after the other over
 a socket, refused with 503, beside a route that needs no connection; and `scope.acquire()` without HTTP.

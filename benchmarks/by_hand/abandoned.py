@@ -1,7 +1,7 @@
 """What an abandoned request goes on to cost the database: when its query ends there, and whether its connection stays.
 
-    python benchmarks/abandoned.py          a table, in about two minutes
-    python benchmarks/abandoned.py --json   every single run
+    python -m benchmarks.by_hand.abandoned          a table, in about two minutes
+    python -m benchmarks.by_hand.abandoned --json   every single run
 
 The client of a GET leaves while its query runs, in each way in which a service can be set up for that. The PostgreSQL
 is real and its own, the service is a process, and the end of a query is seen from outside, in pg_stat_activity.

@@ -1,8 +1,8 @@
 """Where the time of a request goes: SELECT 1, sampled from outside with py-spy.
 
-    python -m benchmarks.hot_path              shares by layer, and this package's by function
-    python -m benchmarks.hot_path --loop uvloop --clients 100
-    python -m benchmarks.hot_path --beside "psycopg2 polling" --turns 8
+    python -m benchmarks.by_hand.hot_path              shares by layer, and this package's by function
+    python -m benchmarks.by_hand.hot_path --loop uvloop --clients 100
+    python -m benchmarks.by_hand.hot_path --beside "psycopg2 polling" --turns 8
 
 Beside another candidate, both are looked at in turns, and a layer has microseconds of the processor for each request.
 A C function counts for the Python line that called it; the two system calls that send have rows of their own.
@@ -24,11 +24,10 @@ from typing import TYPE_CHECKING
 
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
 from benchmarks.load.wrk import load, warm_up
+from benchmarks.observed import processor_time
 from benchmarks.services.candidates import CANDIDATES
 from benchmarks.services.service import Loop, Service, running
 from benchmarks.services.work import SCHEMA
-
-from .observed import processor_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
