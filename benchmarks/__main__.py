@@ -89,7 +89,7 @@ def studies(names: str) -> list[str]:
 def run(arguments: argparse.Namespace) -> Results:
     """All studies, one after the other; one that fails stops no other."""
     machine, wrk_version, before = results.machine(), wrk.version(), Host.now()
-    modules = {name: importlib.import_module(f".{name}", __package__) for name in arguments.only}
+    modules = {name: importlib.import_module(f"benchmarks.studies.{name}") for name in arguments.only}
     goals: list[Goal] = [goal for module in modules.values() for goal in module.GOALS]
     plan = {name: STUDIES[name][not arguments.quick] * arguments.rounds / ROUNDS for name in modules}
     with EmbeddedPostgres(settings={"max_connections": MAX_CONNECTIONS}) as server:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .contention import CROWDS
+from benchmarks.studies.contention import CROWDS
+from benchmarks.studies.throughput import FEW, LOOPS, ROUTES
+
 from .report import cases, number
-from .throughput import FEW, LOOPS, ROUTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

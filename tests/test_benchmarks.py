@@ -11,7 +11,7 @@ import psycopg2.extensions
 import pytest
 
 from aiohttp_poolscope.driver import link
-from benchmarks import compare, contention, plots, report, throughput
+from benchmarks import compare, plots, report
 from benchmarks.__main__ import studies
 from benchmarks.by_hand import hot_path
 from benchmarks.load import wrk
@@ -19,6 +19,7 @@ from benchmarks.results import Results
 from benchmarks.services.candidates import CANDIDATES
 from benchmarks.services.handlers import OnePerSocket
 from benchmarks.services.work import SCHEMA
+from benchmarks.studies import contention, throughput
 from benchmarks.study import Bench, Goal, Ratio, Sample
 
 if TYPE_CHECKING:

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING
 
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
 from benchmarks.load.wrk import load, warm_up
-from benchmarks.observed import processor_time
 from benchmarks.services.candidates import CANDIDATES
 from benchmarks.services.service import Loop, Service, running
 from benchmarks.services.work import SCHEMA
+from benchmarks.studies.observed import processor_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

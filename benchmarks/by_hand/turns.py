@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
 from benchmarks.load.crowd import STEP, crowd
 from benchmarks.load.host import Host
-from benchmarks.overload import NORMAL, OVERLOAD, PATIENCE, SHORT, find_capacity
 from benchmarks.services.service import Service, serve
 from benchmarks.services.work import SCHEMA
+from benchmarks.studies.overload import NORMAL, OVERLOAD, PATIENCE, SHORT, find_capacity
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

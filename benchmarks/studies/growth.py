@@ -1,6 +1,6 @@
 """What a request costs when things grow: connections, waiting clients, open sockets, processes, a PgBouncer.
 
-    python -m benchmarks.growth [--rounds 3] [--case "pool size"]    a few minutes
+    python -m benchmarks.studies.growth [--rounds 3] [--case "pool size"]    a few minutes
 
 Every service is a process of its own, all of a case are started before its first round, and take turns under wrk.
 ``cpu``: seconds of the service's processor time for each request, so that what the load takes does not count;
@@ -31,8 +31,7 @@ from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
 from benchmarks.load import wrk
 from benchmarks.services.inside import PATIENCE, descriptors
 from benchmarks.services.service import START_LIMIT, STOP_LIMIT, Service
-
-from .study import Bench, Figures, Goal
+from benchmarks.study import Bench, Figures, Goal
 
 if TYPE_CHECKING:
     import random
@@ -109,7 +108,7 @@ async def process(command: list[str], announced: bytes, **options: Any) -> Async
         *(sys.executable, "-m", *command),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         **options,
     )
     assert program.stdout is not None

@@ -16,7 +16,7 @@ from aiohttp_poolscope.connection import ScopedConnection
 from benchmarks.services.inside import PATIENCE, ask, descriptors, running, served, until
 
 if TYPE_CHECKING:
-    from .study import Figures
+    from benchmarks.study import Figures
 
 CYCLES = 2_000
 """To warm up."""

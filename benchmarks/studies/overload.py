@@ -23,8 +23,7 @@ from benchmarks.load.crowd import LATE, STEP, PhaseResult, Processor, crowd
 from benchmarks.load.keepalive import Server
 from benchmarks.services.service import Service, running
 from benchmarks.services.work import CONNECTIONS
-
-from .study import Bench, Figures, Goal
+from benchmarks.study import Bench, Figures, Goal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

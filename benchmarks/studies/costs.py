@@ -1,7 +1,7 @@
 """What the parts cost by themselves: a borrow, a hand-over, the middleware, memory, the import.
 
-    python -m benchmarks.costs                     every case once, in about half a minute
-    python -m benchmarks.costs --one CASE CANDIDATE    one run, as JSON
+    python -m benchmarks.studies.costs                     every case once, in about half a minute
+    python -m benchmarks.studies.costs --one CASE CANDIDATE    one run, as JSON
 
 Each run is a process of its own, so that the candidates can take turns. Times are those of the fastest batch of a
 run: what the machine does besides can only make one slower.
@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.services.inside import PATIENCE, ask, running, served, until
+from benchmarks.study import Bench, Figures, Goal
 
 from .memory import PLAIN, garbage, growth, memory_of_waiting
-from .study import Bench, Figures, Goal
 
 if TYPE_CHECKING:
     import random
@@ -235,7 +235,7 @@ async def run_one(dsn: str, case: str, candidate: str, _: random.Random) -> Figu
         *(sys.executable, "-m", __spec__.name, "--one", case, candidate, "--dsn", dsn),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
     )
     try:
         async with asyncio.timeout(LIMIT):

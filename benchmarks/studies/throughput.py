@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING
 from benchmarks.load import wrk
 from benchmarks.services.candidates import CANDIDATES
 from benchmarks.services.service import running
-
-from .study import Goal
+from benchmarks.study import Goal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from benchmarks.services.service import Loop
-
-    from .study import Bench
+    from benchmarks.study import Bench
 
 STUDY = "throughput"
 LOOPS: tuple[Loop, ...] = ("asyncio", "uvloop")

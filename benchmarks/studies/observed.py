@@ -16,16 +16,15 @@ import aiohttp
 
 from benchmarks.load import wrk
 from benchmarks.services.service import running
+from benchmarks.study import Goal
 
-from .study import Goal
 from .throughput import FEW, ROUTES, SECONDS, warm_up
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from benchmarks.services.service import Service
-
-    from .study import Bench
+    from benchmarks.study import Bench
 
 STUDY = "observed"
 ROUTE = "SELECT 1"

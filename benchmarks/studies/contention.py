@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.load import wrk
 from benchmarks.services.service import running
-
-from .study import Goal
+from benchmarks.study import Goal
 
 if TYPE_CHECKING:
     from benchmarks.services.service import Loop
-
-    from .study import Bench
+    from benchmarks.study import Bench
 
 STUDY = "contention"
 LOOPS: tuple[Loop, ...] = ("asyncio", "uvloop")
