@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from .simulated import AFTER, BEFORE, FIRST, overload
-from .simulated_policies import FOR_EVER, play
-from .simulated_world import Load
+from .loads import AFTER, BEFORE, FIRST, overload
+from .policies import FOR_EVER, play
+from .world import Load
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,7 +15,7 @@ from aiohttp_poolscope.gate import (
     Waiter,
 )
 
-from .simulated_world import Load, Result, World
+from .world import Load, Result, World
 
 FOR_EVER = float("inf")
 
