@@ -22,16 +22,17 @@ from typing import TYPE_CHECKING
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from benchmarks.load import wrk
 from benchmarks.load.host import Host
+from benchmarks.report import results
+from benchmarks.report.compare import compare_with_recorded
 from benchmarks.services.work import SCHEMA
 
-from . import results
-from .compare import compare_with_recorded
 from .study import Bench
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from .results import Results
+    from benchmarks.report.results import Results
+
     from .study import Goal
 
 STUDIES = {

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp_poolscope
-
-from .study import Goal, Ratio, Sample
+from benchmarks.study import Goal, Ratio, Sample
 
 LIBRARIES = (
     "aiohttp",

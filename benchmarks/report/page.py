@@ -1,22 +1,19 @@
-"""Make docs/benchmarks.md and its pictures from one run of the benchmark or several.
-
-python -m benchmarks.report benchmarks/results/results.json [...] [--docs docs]
-"""
+"""The page of the results, docs/benchmarks.md."""
 
 from __future__ import annotations
 
-import argparse
-from collections import defaultdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .results import Results
-from .study import Goal, Ratio, Sample
+from benchmarks.study import Ratio
+
+from .tables import cases, shown, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-DOCS = Path(__file__).parents[1] / "docs"
+    from benchmarks.study import Goal, Sample
+
+    from .results import Results
 
 INTRODUCTION = """\
 # Benchmarks
@@ -42,7 +39,7 @@ make bench-quick   # about 3 minutes; ends with what has got worse since the fig
 ```
 
 It needs `wrk` (`apt-get install wrk`). Every single run is kept in `benchmarks/results/results.json`; from such files
-`python -m benchmarks.report` makes this page, and `python -m benchmarks.compare` says what has got worse.
+`python -m benchmarks.report` makes this page, and `python -m benchmarks.report.compare` says what has got worse.
 """
 
 ABOUT = {
@@ -64,51 +61,10 @@ one: while that lasts, connections are lent and nothing moves.""",
     "growth": "The processor time of a request while something else grows.",
 }
 
-SECONDS = {
-    *("mean", "p50", "p99", "longest", "refused_p50", "refused_p99", "late_p99", "recovery_time", "away"),
-    *("seconds", "block", "cpu", "each_second"),
-}
-"""Figures that are times; the others are shown as they are."""
-
 UNSAID = {"errors"}
 
 MANY = 6
 """More figures than fit beside each other."""
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown, the first column to the left and the others to the right."""
-    rule = [" --- ", *[" ---: "] * (len(head) - 1)]
-    lines = [f"| {' | '.join(head)} |", f"|{'|'.join(rule)}|", *(f"| {' | '.join(row)} |" for row in rows)]
-    return "\n".join(lines)
-
-
-def number(value: float) -> str:
-    """Three digits, or all of those before the point."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def shown(ratio: Ratio, figure: str = "") -> str:
-    """A median with its range; times in a unit that fits."""
-    scale, unit = 1.0, ""
-    if figure in SECONDS:
-        scales = ((1.0, " s"), (1e3, " ms"), (1e6, " µs"))
-        scale, unit = next((each for each in scales if ratio.median * each[0] >= 1), scales[-1 if ratio.median else 0])
-    values = [number(value * scale) for value in (ratio.median, ratio.low, ratio.high)]
-    return f"{values[0]}{unit}" if len(set(values)) == 1 else f"{values[0]}{unit} ({values[1]} - {values[2]})"
-
-
-def cases(samples: Iterable[Sample], study: str) -> dict[str, dict[str, dict[str, Ratio]]]:
-    """Of each case and candidate the figures over all rounds of all runs."""
-    found: dict[str, dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    for sample in samples:
-        if sample.study == study:
-            for figure, value in sample.figures.items():
-                found[sample.case][sample.candidate][figure].append(value)
-    return {
-        case: {name: {figure: Ratio.of(values) for figure, values in each.items()} for name, each in candidates.items()}
-        for case, candidates in found.items()
-    }
 
 
 def where(runs: Sequence[Results]) -> str:
@@ -193,19 +149,3 @@ def document(runs: Sequence[Results], pictures: Sequence[str] = ()) -> str:
             parts.append(f"![{study}](images/{study}.svg)")
         parts += [f"### Figures of {study}", several, *figures(samples, study)]
     return "\n\n".join(part for part in [*parts, *notes(runs)] if part) + "\n"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.report", description=__doc__.partition("\n")[0])
-    parser.add_argument("results", type=Path, nargs="+")
-    parser.add_argument("--docs", type=Path, default=DOCS)
-    arguments = parser.parse_args()
-    from .plots import draw
-
-    runs = [Results.read(path) for path in arguments.results]
-    pictures = draw(runs, arguments.docs / "images")
-    (arguments.docs / "benchmarks.md").write_text(document(runs, pictures))
-
-
-if __name__ == "__main__":
-    main()

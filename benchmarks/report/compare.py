@@ -1,7 +1,7 @@
 """The guard: whether a run is worse than the one on record.
 
-    python -m benchmarks.compare benchmarks/results/results.json      what has got worse, for information
-    python -m benchmarks.compare --record first.json second.json      these are the record from now on
+    python -m benchmarks.report.compare benchmarks/results/results.json      what has got worse, for information
+    python -m benchmarks.report.compare --record first.json second.json      these are the record from now on
 
 A ratio is worse when even its best round is worse than the worst round on record: the present range lies beyond the
 recorded one, on the side that its goal does not want. Two ranges that overlap are the same as far as can be told. A run
@@ -19,8 +19,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.study import Goal, Ratio
+
 from .results import Results
-from .study import Goal, Ratio
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,13 +86,13 @@ def shown(ratio: Ratio) -> str:
 def compare_with_recorded(run: Results, path: Path = RECORDED) -> None:
     """Print the comparison, if there is a record."""
     if not path.exists():
-        print("There is no record to compare with: python -m benchmarks.compare --record RESULTS makes one.")
+        print("There is no record to compare with: python -m benchmarks.report.compare --record RESULTS makes one.")
         return
     print("\n".join(lines(run, json.loads(path.read_text()))))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("python -m benchmarks.compare", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser("python -m benchmarks.report.compare", description=__doc__.partition("\n")[0])
     parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--record", action="store_true", help="keep the ratios of these results as the record")
     parser.add_argument("--recorded", type=Path, default=RECORDED)

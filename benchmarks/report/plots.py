@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.studies.contention import CROWDS
 from benchmarks.studies.throughput import FEW, LOOPS, ROUTES
 
-from .report import cases, number
+from .tables import cases, number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from benchmarks.study import Ratio, Sample
+
     from .results import Results
-    from .study import Ratio, Sample
 
 COLOURS = {
     "poolscope": "#0072B2",
