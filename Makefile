@@ -60,7 +60,7 @@ soak: $(VENV)/.for-test
 	@$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) $(ARGS)
 
 facts: $(VENV)/.for-demo
-	@$(BIN)/python benchmarks/facts.py $(ARGS)
+	@$(BIN)/python -m benchmarks.by_hand.facts $(ARGS)
 
 bench: $(VENV)/.for-bench
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -20,17 +20,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from benchmarks.load import wrk
+from benchmarks.load.host import Host
+from benchmarks.report import results
+from benchmarks.report.compare import compare_with_recorded
+from benchmarks.services.work import SCHEMA
 
-from . import results, wrk
-from .compare import compare_with_recorded
-from .host import Host
-from .service import SCHEMA
 from .study import Bench
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from .results import Results
+    from benchmarks.report.results import Results
+
     from .study import Goal
 
 STUDIES = {
@@ -88,7 +90,7 @@ def studies(names: str) -> list[str]:
 def run(arguments: argparse.Namespace) -> Results:
     """All studies, one after the other; one that fails stops no other."""
     machine, wrk_version, before = results.machine(), wrk.version(), Host.now()
-    modules = {name: importlib.import_module(f".{name}", __package__) for name in arguments.only}
+    modules = {name: importlib.import_module(f"benchmarks.studies.{name}") for name in arguments.only}
     goals: list[Goal] = [goal for module in modules.values() for goal in module.GOALS]
     plan = {name: STUDIES[name][not arguments.quick] * arguments.rounds / ROUNDS for name in modules}
     with EmbeddedPostgres(settings={"max_connections": MAX_CONNECTIONS}) as server:

@@ -11,12 +11,17 @@ import psycopg2.extensions
 import pytest
 
 from aiohttp_poolscope.driver import link
-from benchmarks import compare, contention, hot_path, plots, report, throughput, wrk
 from benchmarks.__main__ import studies
-from benchmarks.candidates import CANDIDATES
-from benchmarks.handlers import OnePerSocket
-from benchmarks.results import Results
-from benchmarks.service import SCHEMA
+from benchmarks.by_hand import hot_path
+from benchmarks.load import wrk
+from benchmarks.report import compare, plots
+from benchmarks.report.page import document
+from benchmarks.report.results import Results
+from benchmarks.report.tables import shown
+from benchmarks.services.candidates import CANDIDATES
+from benchmarks.services.handlers import OnePerSocket
+from benchmarks.services.work import SCHEMA
+from benchmarks.studies import contention, throughput
 from benchmarks.study import Bench, Goal, Ratio, Sample
 
 if TYPE_CHECKING:
@@ -141,16 +146,16 @@ def test_the_report_shows_all_runs() -> None:
     """Each run's ratio with its range, whether the goal was met in all of them, and who could not play."""
     runs = [run((150, 100), (160, 100)), run((130, 100))]
     runs[1].notes |= {"left out": {"a library": "it does not start"}, "failed": {"a run": "8 errors"}}
-    page = report.document(runs, ["throughput"])
+    page = document(runs, ["throughput"])
     assert f"| {CASE}: rate of poolscope / by hand | at least 1.4 | 1.55 (1.5 - 1.6) | 1.3 | 1 of 2 |" in page
     assert f"| {CASE}: p99 of poolscope / mean | at most 1.7 | 1.5 | 1.5 | yes |" in page
     assert "| poolscope | 150 (130 - 160) | 2 ms | 1 ms | 3 ms |" in page
     assert "| Python | 3.11.7 |  |" in page
     assert "images/throughput.svg" in page
     assert "- a library: it does not start\n- a run: 8 errors" in page
-    assert report.shown(Ratio(0, 0, 0), "p50") == "0 s"
-    assert report.shown(Ratio(0.0005, 0.0004, 0.0006), "p50") == "500 µs (400 - 600)"
-    assert "images/" not in report.document(runs)
+    assert shown(Ratio(0, 0, 0), "p50") == "0 s"
+    assert shown(Ratio(0.0005, 0.0004, 0.0006), "p50") == "500 µs (400 - 600)"
+    assert "images/" not in document(runs)
 
 
 def test_the_same_results_give_the_same_pictures(tmp_path: Path) -> None:

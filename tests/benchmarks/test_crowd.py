@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 from aiohttp import web
 
-from benchmarks.crowd import STEP, CrowdLateError, Phase, PhaseResult, crowd
-from benchmarks.generator import GAVE_UP, WAITING, Generator
+from benchmarks.load.crowd import STEP, CrowdLateError, Phase, PhaseResult, crowd
+from benchmarks.load.generator import GAVE_UP, WAITING, Generator
 from tests.conftest import until
 
 if TYPE_CHECKING:

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks import simulated
-from benchmarks.simulated import BEFORE, FIRST, exponential, overload
-from benchmarks.simulated_policies import POLICIES, play
-from benchmarks.simulated_world import Load, World
+from benchmarks.simulated import tables
+from benchmarks.simulated.__main__ import main
+from benchmarks.simulated.loads import BEFORE, FIRST, exponential, lognormal, overload
+from benchmarks.simulated.policies import POLICIES, play
+from benchmarks.simulated.world import Load, World
 
 HARD = [
     overload(3.0, seconds=1.0, service=exponential(0.01)),
@@ -52,7 +53,7 @@ def test_a_seed_always_gives_the_same() -> None:
 
 def test_what_is_offered_is_what_was_asked_for() -> None:
     """Arrivals and leases have the rate and the mean that the load says."""
-    load = Load("steady", ((20.0, 0.5),), 0.01, service=simulated.lognormal(0.01))
+    load = Load("steady", ((20.0, 0.5),), 0.01, service=lognormal(0.01))
     requests = load.requests(1)
     assert len(requests) == pytest.approx(0.5 * load.capacity * load.length, rel=0.05)
     assert sum(service for _, service, _ in requests) / len(requests) == pytest.approx(0.01, rel=0.1)
@@ -120,9 +121,9 @@ def test_the_variants_differ_where_they_should() -> None:
 def test_tables_are_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The command prints what the documentation shows."""
     short = replace(overload(3.0), phases=((BEFORE, 0.6), (0.5, 3.0), (0.5, 0.45)))
-    monkeypatch.setattr(simulated, "overloads", lambda: [short])
-    assert simulated.main(["--only", "overload", "--seeds", "1"]) == 0
+    monkeypatch.setattr(tables, "overloads", lambda: [short])
+    assert main(["--only", "overload", "--seeds", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = [line for line in lines if line.startswith(f"| {short.name} |")]
     assert len(rows) == len(POLICIES)
-    assert simulated.seconds(math.nan) == ""
+    assert tables.seconds(math.nan) == ""
