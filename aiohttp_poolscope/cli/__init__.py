@@ -1,4 +1,4 @@
-"""The command `aiohttp-poolscope`; a sub-command is a module here, imported only when it is asked for."""
+"""The command `aiohttp-poolscope`; a sub-command is a folder here, imported only when it is asked for."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _run(arguments: list[str]) -> int:
     for name, summary in _COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=f"Run {summary}.")
         if arguments[:1] == [name]:
-            module = importlib.import_module(f".{name}", __name__)
+            module = importlib.import_module(f".{name}.command", __name__)
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     options = parser.parse_args(arguments)

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from yarl import URL
 
-from aiohttp_poolscope.cli.demo_audit import Audit, Watch
-from aiohttp_poolscope.cli.demo_load import Tallies
+from aiohttp_poolscope.cli.demo.audit import Audit, Watch
+from aiohttp_poolscope.cli.demo.load import Tallies
 from tests.conftest import DEADLINE, Database
 
 if TYPE_CHECKING:

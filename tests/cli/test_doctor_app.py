@@ -12,13 +12,13 @@ from aiohttp import web
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope.cli import main
 from aiohttp_poolscope.cli.doctor import CANNOT_TELL, NOT_WELL, WELL
-from aiohttp_poolscope.cli.doctor_app import Found, judge_app
+from aiohttp_poolscope.cli.doctor.app import Found, judge_app
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from aiohttp_poolscope.cli.doctor_finding import Finding
+    from aiohttp_poolscope.cli.doctor.finding import Finding
 
 DSN = "postgresql://localhost/app"
 

@@ -12,15 +12,15 @@ import pytest
 from aiohttp_poolscope.budget import Limits
 from aiohttp_poolscope.cli import main
 from aiohttp_poolscope.cli.doctor import CANNOT_TELL, NOT_WELL, WELL
-from aiohttp_poolscope.cli.doctor_hosts import Answer, Looked
-from aiohttp_poolscope.cli.doctor_judge_hosts import judge_hosts
+from aiohttp_poolscope.cli.doctor.hosts import Answer, Looked
+from aiohttp_poolscope.cli.doctor.judge_hosts import judge_hosts
 from aiohttp_poolscope.config import PoolConfig
 from tests.faults.replication import Pair
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from aiohttp_poolscope.cli.doctor_finding import Finding
+    from aiohttp_poolscope.cli.doctor.finding import Finding
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from yarl import URL
 
 from aiohttp_poolscope.cli import main
 from aiohttp_poolscope.cli.doctor import CANNOT_TELL, NOT_WELL, WELL
-from aiohttp_poolscope.cli.doctor_judge import judge
-from aiohttp_poolscope.cli.doctor_server import Facts, Setting, examine
+from aiohttp_poolscope.cli.doctor.judge import judge
+from aiohttp_poolscope.cli.doctor.server import Facts, Setting, examine
 from aiohttp_poolscope.config import PoolConfig
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
 from tests.conftest import DEADLINE
@@ -28,7 +28,7 @@ from tests.wire import wired
 from .programs import Terminal
 
 if TYPE_CHECKING:
-    from aiohttp_poolscope.cli.doctor_finding import Finding
+    from aiohttp_poolscope.cli.doctor.finding import Finding
     from tests.conftest import Database
 
 Told = tuple[int, dict[str, Any]]

@@ -79,7 +79,7 @@ def test_a_command_imports_no_other(name: str) -> None:
         [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, check=True, timeout=60
     )
     imported = {module.removeprefix("aiohttp_poolscope.cli.") for module in done.stderr.split()}
-    assert {module for module in imported if module.split("_")[0] != name} <= {"terminal"}
+    assert {module for module in imported if module.split(".")[0] != name} <= {"terminal"}
     assert name in imported
 
 

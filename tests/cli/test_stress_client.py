@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 from yarl import URL
 
-from aiohttp_poolscope.cli.stress_client import Client
+from aiohttp_poolscope.cli.stress.client import Client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from aiohttp_poolscope.cli.stress_client import Answer
+    from aiohttp_poolscope.cli.stress.client import Answer
 
 BODY = '{"text": "0123456789"}'
 

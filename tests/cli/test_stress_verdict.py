@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from aiohttp_poolscope.cli.stress_client import Answer
-from aiohttp_poolscope.cli.stress_phases import Phase
-from aiohttp_poolscope.cli.stress_verdict import Seen, judge, not_testable
-from aiohttp_poolscope.cli.stress_watch import Left, Watch
+from aiohttp_poolscope.cli.stress.client import Answer
+from aiohttp_poolscope.cli.stress.phases import Phase
+from aiohttp_poolscope.cli.stress.verdict import Seen, judge, not_testable
+from aiohttp_poolscope.cli.stress.watch import Left, Watch
 
 
 def phase(answered: int = 100, seconds: float = 0.01, status: int = 200, **outcomes: int) -> Phase:

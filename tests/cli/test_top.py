@@ -21,9 +21,10 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from aiohttp_poolscope.cli import main, top_page
+from aiohttp_poolscope.cli import main
 from aiohttp_poolscope.cli.top import CANNOT_TELL, WELL
-from aiohttp_poolscope.cli.top_view import PageView
+from aiohttp_poolscope.cli.top import page as top_page
+from aiohttp_poolscope.cli.top.view import PageView
 from tests.conftest import DEADLINE
 
 from .programs import REPOSITORY, START_LIMIT, Terminal, command, environment, interruptible, run

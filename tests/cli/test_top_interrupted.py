@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from aiohttp_poolscope.cli import top_page
 from aiohttp_poolscope.cli.top import WELL
+from aiohttp_poolscope.cli.top import page as top_page
 
 from .programs import Terminal
 

@@ -13,8 +13,8 @@ import pytest
 from aiohttp import web
 
 import aiohttp_poolscope as poolscope
-from aiohttp_poolscope.cli.demo import _guide
-from aiohttp_poolscope.cli.demo_service import make_app
+from aiohttp_poolscope.cli.demo.command import _guide
+from aiohttp_poolscope.cli.demo.service import make_app
 from aiohttp_poolscope.contrib.dashboard import page, sampler, setup_dashboard
 from tests.conftest import until
 from tests.contrib.dashboard_app import PATHS, SECRET, App, messages, state

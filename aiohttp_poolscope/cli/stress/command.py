@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING
 
 from yarl import URL
 
+from aiohttp_poolscope.cli.terminal import console, show
 from aiohttp_poolscope.driver import DatabaseError
 from aiohttp_poolscope.errors import PoolScopeError
 
-from .stress_client import Client
-from .stress_phases import Phases
-from .stress_show import Progress, as_dict, as_lines
-from .stress_verdict import Seen, judge, not_testable
-from .stress_watch import watching
-from .terminal import console, show
+from .client import Client
+from .phases import Phases
+from .show import Progress, as_dict, as_lines
+from .verdict import Seen, judge, not_testable
+from .watch import watching
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import AsyncIterator
 
-    from .stress_watch import Watch
+    from .watch import Watch
 
 __all__ = ("add_arguments", "run")
 

@@ -7,9 +7,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from aiohttp_poolscope.budget import Limits
+from aiohttp_poolscope.cli.terminal import columns
 from aiohttp_poolscope.sizing import Demand
-
-from .terminal import columns
 
 if TYPE_CHECKING:
     import argparse

@@ -8,7 +8,7 @@ from aiohttp_poolscope.driver import DatabaseError
 from aiohttp_poolscope.errors import PoolScopeError
 from aiohttp_poolscope.watch import shown
 
-from .top_view import LONGEST, ServerView
+from .view import LONGEST, ServerView
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

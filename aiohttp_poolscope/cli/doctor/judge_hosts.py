@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from aiohttp_poolscope.budget import overdrawn
 from aiohttp_poolscope.sizing import seconds
 
-from .doctor_finding import Finding
-from .doctor_hosts import ROLES, fitting, primaries
+from .finding import Finding
+from .hosts import ROLES, fitting, primaries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from aiohttp_poolscope.budget import Limits
     from aiohttp_poolscope.config import PoolConfig
 
-    from .doctor_hosts import Answer, Looked
+    from .hosts import Answer, Looked
 
 __all__ = ("judge_hosts",)
 

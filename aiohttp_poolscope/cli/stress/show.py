@@ -6,9 +6,8 @@ import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from aiohttp_poolscope.cli.terminal import columns
 from aiohttp_poolscope.sizing import seconds
-
-from .terminal import columns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,8 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bars
 
-    from .stress_phases import Phase
-    from .stress_verdict import Seen, Verdict
+    from .phases import Phase
+    from .verdict import Seen, Verdict
 
 __all__ = ("Progress", "as_dict", "as_lines")
 

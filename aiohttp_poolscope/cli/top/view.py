@@ -7,9 +7,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from aiohttp_poolscope.cli.terminal import columns
 from aiohttp_poolscope.sizing import seconds
-
-from .terminal import columns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

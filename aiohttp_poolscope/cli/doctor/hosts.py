@@ -13,7 +13,7 @@ from aiohttp_poolscope.budget import LIMITS, Limits
 from aiohttp_poolscope.driver import DatabaseError
 from aiohttp_poolscope.errors import PoolScopeError
 
-from .doctor_server import alone, as_it_must_be, running
+from .server import alone, as_it_must_be, running
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Awaitable, Callable
 
-    from .stress_client import Answer, Client
+    from .client import Answer, Client
 
     Visit = Callable[[], Awaitable[Answer]]
 

@@ -11,7 +11,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .top_view import PageView
+from .view import PageView
 
 if TYPE_CHECKING:
     from collections.abc import Callable

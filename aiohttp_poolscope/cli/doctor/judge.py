@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 from aiohttp_poolscope.budget import overdrawn
 from aiohttp_poolscope.sizing import seconds
 
-from .doctor_finding import Finding
+from .finding import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from aiohttp_poolscope.config import PoolConfig
 
-    from .doctor_server import Facts, Setting
+    from .server import Facts, Setting
 
 __all__ = ("judge", "most_for", "suggested")
 

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from aiohttp_poolscope.scope import PoolScope
 
-from .doctor_finding import Finding
+from .finding import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -25,7 +25,7 @@ from aiohttp_poolscope.marks import lazy, no_connection
 from aiohttp_poolscope.scope import PoolScope
 from aiohttp_poolscope.stats import HistogramSnapshot
 
-from .demo_database import BRANCHES
+from .database import BRANCHES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import ClientError, ClientSession, WSMsgType
 
-from .demo_database import ACCOUNTS
+from .database import ACCOUNTS
 
 if TYPE_CHECKING:
     import random

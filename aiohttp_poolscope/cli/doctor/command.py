@@ -11,19 +11,19 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from aiohttp_poolscope.cli.terminal import console, show
 from aiohttp_poolscope.config import PoolConfig
 from aiohttp_poolscope.driver import DatabaseError
 from aiohttp_poolscope.errors import PoolScopeError
 from aiohttp_poolscope.sizing import Demand, Plan, plan, seconds
 
-from .doctor_app import AppError, Found, judge_app, load
-from .doctor_finding import Finding, as_lines, grave
-from .doctor_hosts import Looked, fitting, survey
-from .doctor_judge import judge, most_for, suggested
-from .doctor_judge_hosts import judge_hosts
-from .doctor_plan import add_load, as_dict, demanded, given, plan_lines
-from .doctor_server import Facts, examine, idle_lost
-from .terminal import console, show
+from .app import AppError, Found, judge_app, load
+from .finding import Finding, as_lines, grave
+from .hosts import Looked, fitting, survey
+from .judge import judge, most_for, suggested
+from .judge_hosts import judge_hosts
+from .plan import add_load, as_dict, demanded, given, plan_lines
+from .server import Facts, examine, idle_lost
 
 if TYPE_CHECKING:
     import argparse

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import ClientSession, ClientTimeout, TCPConnector
 
-from .demo_aborts import deserters
-from .demo_audit import Audit, Watch, print_tallies
-from .demo_database import opened
-from .demo_load import Customers, Progress, Tallies, crowd
-from .demo_service import STATEMENT_TIMEOUT
+from .aborts import deserters
+from .audit import Audit, Watch, print_tallies
+from .database import opened
+from .load import Customers, Progress, Tallies, crowd
+from .service import STATEMENT_TIMEOUT
 
 if TYPE_CHECKING:
     import argparse
@@ -133,7 +133,7 @@ async def _service(
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *(f"-W{option}" for option in sys.warnoptions),
-        *("-m", "aiohttp_poolscope.cli.demo_service"),
+        *("-m", "aiohttp_poolscope.cli.demo.service"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,  # a Ctrl-C is for this process, which will tell the other

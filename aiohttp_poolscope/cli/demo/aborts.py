@@ -11,12 +11,12 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
-from .demo_database import ACCOUNTS
+from .database import ACCOUNTS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from .demo_load import Tallies, Tally
+    from .load import Tallies, Tally
 
 __all__ = ("deserters",)
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from aiohttp_poolscope.sizing import seconds
 
 if TYPE_CHECKING:
-    from .stress_phases import Phase
-    from .stress_watch import Watch
+    from .phases import Phase
+    from .watch import Watch
 
 __all__ = ("Seen", "Verdict", "judge", "not_testable")
 

@@ -16,9 +16,9 @@ from aiohttp_poolscope.driver import DatabaseError, sqlstate
 from aiohttp_poolscope.errors import PoolScopeError
 from aiohttp_poolscope.scope import PoolScope
 
-from .demo_database import ACCOUNTS, SCHEMA, bank
-from .demo_once import once
-from .demo_service import GUIDE, STATEMENT_TIMEOUT, make_app, serving
+from .database import ACCOUNTS, SCHEMA, bank
+from .once import once
+from .service import GUIDE, STATEMENT_TIMEOUT, make_app, serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 from yarl import URL
 
+from aiohttp_poolscope.cli.terminal import console, show, styled
 from aiohttp_poolscope.driver import DatabaseError
 from aiohttp_poolscope.errors import PoolScopeError
 from aiohttp_poolscope.scope import PoolScope
 
-from .terminal import console, show, styled
-from .top_page import Page, PageError
-from .top_server import KEY, Server
+from .page import Page, PageError
+from .server import KEY, Server
 
 if TYPE_CHECKING:
     import argparse
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from .top_view import Source, View
+    from .view import Source, View
 
 __all__ = ("add_arguments", "run")
 

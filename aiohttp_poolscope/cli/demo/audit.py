@@ -6,14 +6,14 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .demo_database import ACCOUNTS, OPENING
+from .database import ACCOUNTS, OPENING
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
 
     from aiohttp_poolscope.scope import PoolScope
 
-    from .demo_load import Tallies
+    from .load import Tallies
 
 __all__ = ("Audit", "Watch", "print_tallies")
 
