@@ -27,7 +27,7 @@ def poolscope_postgres() -> Iterator[WorkerDatabase]:
 
     ``POOLSCOPE_TEST_DSN`` names another server than the embedded one. The database is dropped at the end.
     """
-    from .embedded_programs import EmbeddedPostgresError  # noqa: PLC0415  see the module
+    from .embedded import EmbeddedPostgresError  # noqa: PLC0415  see the module
     from .testing.database import worker_database  # noqa: PLC0415
 
     database = worker_database()

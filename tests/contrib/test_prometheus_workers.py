@@ -25,7 +25,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 import aiohttp_poolscope as poolscope
-from aiohttp_poolscope.contrib import prometheus_workers as exchange
+from aiohttp_poolscope.contrib.prometheus import workers as exchange
 from tests.conftest import until
 from tests.server.conftest import PATIENCE, REPOSITORY, wait_for
 
@@ -338,7 +338,7 @@ def test_another_version_is_understood() -> None:
 
 FORK = """
 import os, pathlib, sys, time
-from aiohttp_poolscope.contrib import prometheus_workers as exchange
+from aiohttp_poolscope.contrib.prometheus import workers as exchange
 place = exchange._Place(pathlib.Path(sys.argv[1]))
 place.claim()
 if os.fork() == 0:

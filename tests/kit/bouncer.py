@@ -18,8 +18,9 @@ import psycopg2
 import pytest
 from psycopg2.extensions import parse_dsn
 
-from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres, _free_port
-from aiohttp_poolscope.contrib.embedded_programs import _account
+from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
+from aiohttp_poolscope.contrib.embedded.programs import _account
+from aiohttp_poolscope.contrib.embedded.server import _free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import IO, Any
 
-from .extras import extra
+from aiohttp_poolscope.contrib.extras import extra
 
 __all__ = ["ACCOUNT_FOR_ROOT", "EmbeddedPostgresError", "Programs"]
 

@@ -1,12 +1,4 @@
-"""Metrics for Prometheus: what ``scope.stats()`` says, read when Prometheus asks and at no other time.
-
-    scope = poolscope.setup(app, dsn)
-    setup_metrics(app, scope)
-
-Where OpenTelemetry has a name for it the name is OpenTelemetry's, as its translation to Prometheus spells it; the rest
-begins with ``poolscope_``. docs/prometheus.md has all of them, alert rules and a dashboard. It needs the package
-prometheus-client.
-"""
+"""The families of metrics, the collector of a registry, and the route that serves both."""
 
 from __future__ import annotations
 
@@ -24,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 from aiohttp import hdrs, web
 
 from aiohttp_poolscope import ConfigError, PoolScope, no_connection
+from aiohttp_poolscope.contrib.extras import extra
 from aiohttp_poolscope.direct import State
 from aiohttp_poolscope.events import Fault
 from aiohttp_poolscope.gate import BreakerState, Outcome
 
-from .extras import extra
-from .prometheus_workers import Reading, Workers, read
+from .workers import Reading, Workers, read
 
 with extra("prometheus"):
     from prometheus_client import REGISTRY, CollectorRegistry

@@ -1,12 +1,4 @@
-"""A private PostgreSQL server for demos and tests, from a wheel: nothing to install or to configure.
-
-    with EmbeddedPostgres(settings={"max_connections": 50}) as server:
-        scope = poolscope.setup(app, server.dsn)
-
-The server lives in a new temporary folder and goes with it: at the end of the `with` block, at the end of the
-interpreter, and also when this process is killed with SIGKILL (a small shell waits for that and cleans up).
-Any number of servers, users and processes can do this side by side. Not for production: there is no fsync.
-"""
+"""The server itself: its folder, its process, and the shell that cleans up after a process that was killed."""
 
 from __future__ import annotations
 
@@ -23,13 +15,13 @@ import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal, Self
 
-from .embedded_programs import ACCOUNT_FOR_ROOT, EmbeddedPostgresError, Programs
+from .programs import ACCOUNT_FOR_ROOT, EmbeddedPostgresError, Programs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
-__all__ = ["EmbeddedPostgres", "EmbeddedPostgresError"]
+__all__ = ["EmbeddedPostgres"]
 
 _Settings = dict[str, str | float | bool]
 
