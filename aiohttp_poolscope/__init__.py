@@ -1,7 +1,8 @@
 """One PostgreSQL connection per aiohttp request, that always comes back."""
 
+from aiohttp_poolscope.config import PoolConfig
+
 from . import events
-from .config import PoolConfig
 from .connection import ScopedConnection
 from .cursor import ScopedCursor
 from .errors import (

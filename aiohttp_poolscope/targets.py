@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     from .config import PoolConfig
+    from .config.dsn import Host
     from .driver import Link
-    from .dsn import Host
 
     Connect = Callable[["Target", str], Awaitable[Link]]
 

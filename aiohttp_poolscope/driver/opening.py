@@ -20,7 +20,8 @@ from .link import Link
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..config import PoolConfig
+    from aiohttp_poolscope.config import PoolConfig
+
     from ..targets import Target
 
 __all__ = ("Driver",)

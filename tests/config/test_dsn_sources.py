@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from aiohttp_poolscope.dsn import Address, Host, resolve
+from aiohttp_poolscope.config.dsn import Address, Host, resolve
 from aiohttp_poolscope.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aiohttp_poolscope.config import PoolConfig
-from aiohttp_poolscope.dsn import VARIABLES, Host
+from aiohttp_poolscope.config.dsn import VARIABLES, Host
 from aiohttp_poolscope.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from psycopg2.extras import DictCursor
 
 from aiohttp_poolscope.config import SETTINGS, PoolConfig
-from aiohttp_poolscope.dsn import LIBPQ, VARIABLES, Host
+from aiohttp_poolscope.config.dsn import LIBPQ, VARIABLES, Host
 from aiohttp_poolscope.errors import ConfigError
 
 if TYPE_CHECKING:

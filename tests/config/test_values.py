@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from aiohttp_poolscope.config.values import LONGEST, Kind, choice, either, flag, function, seconds, share, text, whole
 from aiohttp_poolscope.errors import ConfigError
-from aiohttp_poolscope.kinds import LONGEST, Kind, choice, either, flag, function, seconds, share, text, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import aiohttp_poolscope as poolscope
-from aiohttp_poolscope import config, errors
+from aiohttp_poolscope import errors
+from aiohttp_poolscope.config import settings
 from tests.kit.documents import (
     DOCUMENTS,
     README,
@@ -45,13 +46,13 @@ def wrong_settings(text: str) -> Iterator[str]:
     """The table of settings against PoolConfig."""
     rows = {name: row for row in table(section(text, "Settings")) for name in names(row[0])}
     fields = {field.name: field for field in dataclasses.fields(poolscope.PoolConfig)}
-    if rows.keys() != config.SETTINGS.keys():
-        yield f"settings: {sorted(rows.keys() ^ config.SETTINGS.keys())} on one side only"
-    for name in rows.keys() & config.SETTINGS.keys():
+    if rows.keys() != settings.SETTINGS.keys():
+        yield f"settings: {sorted(rows.keys() ^ settings.SETTINGS.keys())} on one side only"
+    for name in rows.keys() & settings.SETTINGS.keys():
         default, unit = re.findall(r"^`(.*)`( s)?$", rows[name][1])[0]
         if default != repr(fields[name].default).replace("'", '"'):
             yield f"settings: {name} has the default {fields[name].default!r}, not {default}"
-        if bool(unit) != config.SETTINGS[name].allowed.startswith("a number of seconds"):
+        if bool(unit) != settings.SETTINGS[name].allowed.startswith("a number of seconds"):
             yield f"settings: {name} has the wrong unit"
 
 
@@ -142,7 +143,7 @@ def exists(place: str) -> bool:
     """Whether it is a setting, or ``module.Class.method`` of the package."""
     module, *rest = place.split(".")
     if not rest:
-        return place in config.SETTINGS
+        return place in settings.SETTINGS
     try:
         found: Any = importlib.import_module(f"aiohttp_poolscope.{module}")
         for name in rest:

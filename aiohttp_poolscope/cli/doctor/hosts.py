@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aiohttp_poolscope.config import PoolConfig
-    from aiohttp_poolscope.dsn import Host
+    from aiohttp_poolscope.config.dsn import Host
 
 __all__ = ("Answer", "Looked", "fitting", "primaries", "survey")
 

@@ -12,8 +12,8 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from aiohttp_poolscope.config.dsn import Host
 from aiohttp_poolscope.driver import FAILED, Driver, Link
-from aiohttp_poolscope.dsn import Host
 from aiohttp_poolscope.errors import ConfigError, PoolScopeError
 from aiohttp_poolscope.gate import LENT
 from aiohttp_poolscope.statements import Batch

@@ -22,8 +22,9 @@ from urllib.parse import unquote
 
 from yarl import URL
 
-from .errors import ConfigError
-from .kinds import choice, text, whole
+from aiohttp_poolscope.errors import ConfigError
+
+from .values import choice, text, whole
 
 V = TypeVar("V")
 

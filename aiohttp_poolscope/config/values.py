@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConfigError
+from aiohttp_poolscope.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
