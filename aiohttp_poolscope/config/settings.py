@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn, Self, TypeVar
 from yarl import URL
 
 from aiohttp_poolscope.errors import ConfigError
-from aiohttp_poolscope.session import needs_session
+from aiohttp_poolscope.sql.session import needs_session
 
 from .dsn import LIBPQ, Host, Parameters, did_you_mean, libpq_text, parse, resolve, with_target
 from .values import BOOLEANS, Kind, choice, either, flag, function, seconds, share, text, whole

@@ -12,8 +12,9 @@ import psycopg2.extensions
 import psycopg2.sql
 from aiopg.utils import ClosableQueue
 
+from aiohttp_poolscope.sql.session import needs_session
+
 from ..errors import ConnectionBusy, DatabaseUnavailable, PoolScopeError, QueryTimeout
-from ..session import needs_session
 from .errors import in_words
 from .mends import go_on, request_cancel
 

@@ -13,7 +13,7 @@ import psycopg2
 import pytest
 
 from aiohttp_poolscope.errors import DatabaseUnavailable, PoolScopeError, QueryTimeout
-from aiohttp_poolscope.session import needs_session
+from aiohttp_poolscope.sql.session import needs_session
 from tests.conftest import Database, Serve, until
 from tests.kit.bouncer import PgBouncer, needed
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from psycopg2 import sql
 
 import aiohttp_poolscope as poolscope
-from aiohttp_poolscope.session import HEAD, needs_session
+from aiohttp_poolscope.sql.session import HEAD, needs_session
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "pgbouncer.md"
 

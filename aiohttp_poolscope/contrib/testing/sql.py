@@ -6,7 +6,7 @@ import enum
 import re
 from typing import Final
 
-from aiohttp_poolscope.session import QUOTED
+from aiohttp_poolscope.sql.session import QUOTED
 
 __all__ = ("Kind", "controls", "divided")
 

@@ -1,0 +1,1 @@
+"""What a statement's text says: pure, and without a parser of PostgreSQL's."""
