@@ -18,7 +18,7 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import hooks
-from .budget import LIMITS, Limits, overdrawn
+from .capacity.limits import LIMITS, Limits, overdrawn
 from .connection import ScopedConnection
 from .drain import Drain
 from .driver import Driver

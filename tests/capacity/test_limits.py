@@ -10,7 +10,7 @@ import psycopg2
 import pytest
 
 import aiohttp_poolscope as poolscope
-from aiohttp_poolscope.budget import Limits, overdrawn
+from aiohttp_poolscope.capacity.limits import Limits, overdrawn
 
 if TYPE_CHECKING:
     from tests.conftest import Database

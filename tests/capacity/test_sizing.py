@@ -13,9 +13,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from aiohttp_poolscope.budget import Limits
+from aiohttp_poolscope.capacity.limits import Limits
+from aiohttp_poolscope.capacity.sizing import Demand, Plan, connections_for, erlang_c, plan, wait_quantile, workers_for
 from aiohttp_poolscope.cli import main
-from aiohttp_poolscope.sizing import Demand, Plan, connections_for, erlang_c, plan, wait_quantile, workers_for
 
 PAGE = Path(__file__).parents[2] / "docs" / "sizing.md"
 SERVER = Limits(100, 3, 0, -1, -1)

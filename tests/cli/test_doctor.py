@@ -11,9 +11,9 @@ import psycopg2
 import pytest
 from yarl import URL
 
-from aiohttp_poolscope.budget import Limits
+from aiohttp_poolscope.capacity.limits import Limits
+from aiohttp_poolscope.capacity.sizing import Demand, plan
 from aiohttp_poolscope.cli.doctor import CANNOT_TELL, NOT_WELL, WELL
-from aiohttp_poolscope.sizing import Demand, plan
 from tests.conftest import DEADLINE
 
 from .programs import run

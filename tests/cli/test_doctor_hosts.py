@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from aiohttp_poolscope.budget import Limits
+from aiohttp_poolscope.capacity.limits import Limits
 from aiohttp_poolscope.cli import main
 from aiohttp_poolscope.cli.doctor import CANNOT_TELL, NOT_WELL, WELL
 from aiohttp_poolscope.cli.doctor.hosts import Answer, Looked

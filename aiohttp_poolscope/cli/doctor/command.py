@@ -11,11 +11,11 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from aiohttp_poolscope.capacity.sizing import Demand, Plan, plan, seconds
 from aiohttp_poolscope.cli.terminal import console, show
 from aiohttp_poolscope.config import PoolConfig
 from aiohttp_poolscope.driver import DatabaseError
 from aiohttp_poolscope.errors import PoolScopeError
-from aiohttp_poolscope.sizing import Demand, Plan, plan, seconds
 
 from .app import AppError, Found, judge_app, load
 from .finding import Finding, as_lines, grave
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from aiohttp_poolscope.budget import Limits
+    from aiohttp_poolscope.capacity.limits import Limits
 
 __all__ = ("add_arguments", "run")
 

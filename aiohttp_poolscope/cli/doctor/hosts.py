@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aiohttp_poolscope.budget import LIMITS, Limits
+from aiohttp_poolscope.capacity.limits import LIMITS, Limits
 from aiohttp_poolscope.driver import DatabaseError
 from aiohttp_poolscope.errors import PoolScopeError
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aiohttp_poolscope.budget import overdrawn
-from aiohttp_poolscope.sizing import seconds
+from aiohttp_poolscope.capacity.limits import overdrawn
+from aiohttp_poolscope.capacity.sizing import seconds
 
 from .finding import Finding
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aiohttp_poolscope.budget import overdrawn
-from aiohttp_poolscope.sizing import seconds
+from aiohttp_poolscope.capacity.limits import overdrawn
+from aiohttp_poolscope.capacity.sizing import seconds
 
 from .finding import Finding
 from .hosts import ROLES, fitting, primaries
@@ -13,7 +13,7 @@ from .hosts import ROLES, fitting, primaries
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from aiohttp_poolscope.budget import Limits
+    from aiohttp_poolscope.capacity.limits import Limits
     from aiohttp_poolscope.config import PoolConfig
 
     from .hosts import Answer, Looked

@@ -6,15 +6,15 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
-from aiohttp_poolscope.budget import Limits
+from aiohttp_poolscope.capacity.limits import Limits
+from aiohttp_poolscope.capacity.sizing import Demand
 from aiohttp_poolscope.cli.terminal import columns
-from aiohttp_poolscope.sizing import Demand
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from aiohttp_poolscope.sizing import Plan
+    from aiohttp_poolscope.capacity.sizing import Plan
 
 __all__ = ("add_load", "as_dict", "demanded", "given", "plan_lines")
 

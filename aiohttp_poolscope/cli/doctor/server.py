@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiohttp import web
 
-from aiohttp_poolscope.budget import LIMITS, Limits
+from aiohttp_poolscope.capacity.limits import LIMITS, Limits
 from aiohttp_poolscope.driver import DatabaseError
 from aiohttp_poolscope.errors import DatabaseUnavailable, PoolScopeError
 from aiohttp_poolscope.scope import PoolScope

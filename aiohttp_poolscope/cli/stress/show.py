@@ -6,8 +6,8 @@ import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from aiohttp_poolscope.capacity.sizing import seconds
 from aiohttp_poolscope.cli.terminal import columns
-from aiohttp_poolscope.sizing import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

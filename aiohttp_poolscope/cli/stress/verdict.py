@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aiohttp_poolscope.sizing import seconds
+from aiohttp_poolscope.capacity.sizing import seconds
 
 if TYPE_CHECKING:
     from .phases import Phase

@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from aiohttp_poolscope.capacity.sizing import seconds
 from aiohttp_poolscope.cli.terminal import columns
-from aiohttp_poolscope.sizing import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

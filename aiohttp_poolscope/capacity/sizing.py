@@ -11,10 +11,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .budget import overdrawn
+from .limits import overdrawn
 
 if TYPE_CHECKING:
-    from .budget import Limits
+    from .limits import Limits
 
 __all__ = ("Advice", "Demand", "Plan", "Share", "connections_for", "erlang_c", "plan", "wait_quantile", "workers_for")
 
