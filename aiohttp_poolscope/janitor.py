@@ -12,9 +12,9 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from .driver.search import SEEK_EVERY
 from .errors import QueryTimeout
 from .gate import SlotState
-from .targets import SEEK_EVERY
 
 if TYPE_CHECKING:
     from .connection import ScopedConnection

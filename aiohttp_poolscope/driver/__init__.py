@@ -4,9 +4,9 @@ It shows the rest of the package a small protocol. ``Driver.open`` makes a Link;
 says what transaction it is in, cancels, and closes. Each oddity of the libraries below is met here, once.
 """
 
+from .driver import Driver
 from .errors import DatabaseError, cancelled_by_server, sqlstate, without_values
 from .link import FAILED, IDLE, IN_TRANSACTION, Link
-from .opening import Driver
 
 __all__ = (
     "FAILED",

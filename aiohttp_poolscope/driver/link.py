@@ -16,14 +16,14 @@ from aiohttp_poolscope.sql.session import needs_session
 
 from ..errors import ConnectionBusy, DatabaseUnavailable, PoolScopeError, QueryTimeout
 from .errors import in_words
-from .mends import go_on, request_cancel
+from .patches import go_on, request_cancel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import aiopg
 
-    from ..targets import Target
+    from .search import Target
 
 __all__ = ("FAILED", "IDLE", "IN_TRANSACTION", "Link")
 

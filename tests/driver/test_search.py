@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
+from aiohttp_poolscope.driver.search import Target
 from aiohttp_poolscope.errors import DatabaseUnavailable
-from aiohttp_poolscope.targets import Target
 from tests.conftest import Database, until
 from tests.kit.wire import ask, driving, linked, wired
 

@@ -13,7 +13,7 @@ from aiohttp import web
 
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
-from aiohttp_poolscope.driver import mends
+from aiohttp_poolscope.driver import patches
 from aiohttp_poolscope.errors import ConnectionReleased, DatabaseUnavailable, PoolExhausted
 from tests.conftest import BUSY, Audit, Database, until
 from tests.kit.wire import wired
@@ -122,7 +122,7 @@ async def test_a_descriptor_that_is_a_strangers_at_once(
     app.router.add_get("/", answer)
     async with serve(app) as served:
         (slot,) = scope._pool.gate.slots
-        number, look = slot.link.aio._fileno, mends.PollingSelect.select
+        number, look = slot.link.aio._fileno, patches.PollingSelect.select
         files: list[int] = []
 
         def later(*arguments: Any) -> Any:
@@ -130,7 +130,7 @@ async def test_a_descriptor_that_is_a_strangers_at_once(
                 files.append(os.open(os.devnull, os.O_RDONLY))
             return look(*arguments)
 
-        monkeypatch.setattr(mends.PollingSelect, "select", later)
+        monkeypatch.setattr(patches.PollingSelect, "select", later)
         database.kill(waiting=False)
         await until(lambda: number in files)
         for each in files:

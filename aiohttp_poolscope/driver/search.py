@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from .errors import DatabaseUnavailable
+from aiohttp_poolscope.errors import DatabaseUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
 
-    from .config import PoolConfig
-    from .config.dsn import Host
-    from .driver import Link
+    from aiohttp_poolscope.config import PoolConfig
+    from aiohttp_poolscope.config.dsn import Host
+
+    from . import Link
 
     Connect = Callable[["Target", str], Awaitable[Link]]
 

@@ -12,17 +12,18 @@ import aiopg
 import psycopg2
 import psycopg2.extras
 
-from ..errors import ConfigError, DatabaseUnavailable
-from ..targets import Targets
+from aiohttp_poolscope.errors import ConfigError, DatabaseUnavailable
+
 from .errors import in_words
 from .link import Link
+from .search import Targets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aiohttp_poolscope.config import PoolConfig
 
-    from ..targets import Target
+    from .search import Target
 
 __all__ = ("Driver",)
 
