@@ -1,6 +1,7 @@
 """One PostgreSQL connection per aiohttp request, that always comes back."""
 
 from aiohttp_poolscope.config import PoolConfig
+from aiohttp_poolscope.request import request_id
 
 from . import events
 from .connection import ScopedConnection
@@ -22,7 +23,6 @@ from .marks import eager, lazy, no_connection, replica, transactional
 from .scope import PoolScope, setup
 from .statements import Stream, Transaction
 from .stats import HistogramSnapshot, Lease, PoolStats
-from .tags import request_id
 
 __version__ = "0.1.0"
 

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from .errors import PoolScopeError, ShuttingDown
 from .logs import Seldom
-from .tags import path_of, request_id, route_of
+from .request import path_of, request_id, route_of
 
 __all__ = ("answer", "only_ours")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .connection import ScopedConnection
 from .driver import DatabaseError, cancelled_by_server
 from .errors import ConnectionReleased, DatabaseUnavailable, PoolExhausted, PoolScopeError, QueryTimeout
-from .tags import comment_for, request_id
+from .request import comment_for, request_id
 
 if TYPE_CHECKING:
     from .config import Hook, PoolConfig

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .request import path_of, request_id, route_of
 from .stats import Lease
-from .tags import path_of, request_id, route_of
 
 if TYPE_CHECKING:
     from .connection import ScopedConnection

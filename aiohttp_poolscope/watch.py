@@ -11,7 +11,7 @@ from .driver import sqlstate
 from .errors import ClientGone, DatabaseUnavailable, PoolExhausted, PoolScopeError, QueueFull, ShuttingDown
 from .gate import Outcome
 from .leases import describe, whose
-from .tags import request_id
+from .request import request_id
 
 if TYPE_CHECKING:
     from .connection import ScopedConnection

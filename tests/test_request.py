@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
 import aiohttp_poolscope as poolscope
-from aiohttp_poolscope.tags import comment_for, path_of
+from aiohttp_poolscope.request import comment_for, path_of
 
 if TYPE_CHECKING:
     from .conftest import Database, Serve

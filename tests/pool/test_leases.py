@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 
 import aiohttp_poolscope as poolscope
-from aiohttp_poolscope.tags import request_id
+from aiohttp_poolscope.request import request_id
 from tests.conftest import Serve, until
 from tests.kit import clients
 
