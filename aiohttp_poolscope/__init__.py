@@ -1,11 +1,10 @@
 """One PostgreSQL connection per aiohttp request, that always comes back."""
 
 from aiohttp_poolscope.config import PoolConfig
+from aiohttp_poolscope.connection import ScopedConnection, ScopedCursor, Stream, Transaction
 from aiohttp_poolscope.request import request_id
 
 from . import events
-from .connection import ScopedConnection
-from .cursor import ScopedCursor
 from .errors import (
     ClientGone,
     ConfigError,
@@ -21,7 +20,6 @@ from .errors import (
 )
 from .marks import eager, lazy, no_connection, replica, transactional
 from .scope import PoolScope, setup
-from .statements import Stream, Transaction
 from .stats import HistogramSnapshot, Lease, PoolStats
 
 __version__ = "0.1.0"

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from .config import PoolConfig
+    from .connection import Isolation, Transaction
     from .events import Event, Events
     from .pool import Pool
-    from .statements import Isolation, Transaction
     from .stats import Duration
 
 __all__ = ("Direct", "State", "current", "is_plain")

@@ -11,7 +11,7 @@ from psycopg2 import sql
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope import events as ev
 from aiohttp_poolscope import logs
-from aiohttp_poolscope.statements import Batch
+from aiohttp_poolscope.connection.statements import Batch
 from aiohttp_poolscope.watch import LONGEST, shown
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import pytest
 from aiohttp import web
 
 import aiohttp_poolscope as poolscope
+from aiohttp_poolscope.connection import Transaction
 from aiohttp_poolscope.gate import Gate
 from aiohttp_poolscope.pool import Place
-from aiohttp_poolscope.statements import Transaction
 from tests.conftest import Serve, until
 from tests.kit import clients
 

@@ -30,7 +30,7 @@ from .database import BRANCHES
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from aiohttp_poolscope.statements import Transaction
+    from aiohttp_poolscope.connection import Transaction
 
 __all__ = ("GUIDE", "STATEMENT_TIMEOUT", "make_app", "serving")
 

@@ -13,11 +13,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp_poolscope.config.dsn import Host
+from aiohttp_poolscope.connection.statements import Batch
 from aiohttp_poolscope.driver import FAILED, Driver, Link
 from aiohttp_poolscope.driver.search import Targets
 from aiohttp_poolscope.errors import ConfigError, PoolScopeError
 from aiohttp_poolscope.gate import LENT
-from aiohttp_poolscope.statements import Batch
 
 from .seam import pool_of
 from .sql import controls

@@ -16,9 +16,9 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from aiohttp_poolscope.connection.statements import Batch
 from aiohttp_poolscope.driver import FAILED, IDLE, Driver, Link
 from aiohttp_poolscope.errors import ConfigError, ConnectionBusy, DatabaseUnavailable, PoolScopeError
-from aiohttp_poolscope.statements import Batch
 
 from .seam import pool_of, pools_made
 from .session import BLOCK, STATEMENT, Session

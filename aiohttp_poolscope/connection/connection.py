@@ -13,9 +13,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from .cursor import ScopedCursor
-from .driver import FAILED, IN_TRANSACTION
-from .errors import (
+from aiohttp_poolscope.driver import FAILED, IN_TRANSACTION
+from aiohttp_poolscope.errors import (
     ConnectionBusy,
     ConnectionReleased,
     DatabaseUnavailable,
@@ -23,14 +22,16 @@ from .errors import (
     PoolScopeError,
     ShuttingDown,
 )
+
+from .cursor import ScopedCursor
 from .statements import ABANDONED, NOT_STREAMING, Statements
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from .driver import Link
-    from .gate import Slot
-    from .pool import Pool
+    from aiohttp_poolscope.driver import Link
+    from aiohttp_poolscope.gate import Slot
+    from aiohttp_poolscope.pool import Pool
 
 __all__ = ("Acquisition", "ScopedConnection")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
-from .errors import ConnectionBusy
+from aiohttp_poolscope.errors import ConnectionBusy
 
 if TYPE_CHECKING:
     from .connection import ScopedConnection

@@ -11,16 +11,17 @@ import contextlib
 import itertools
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
-from .driver import FAILED
-from .errors import ConnectionBusy, DatabaseUnavailable, PoolScopeError, TransactionFailed
+from aiohttp_poolscope.driver import FAILED
+from aiohttp_poolscope.errors import ConnectionBusy, DatabaseUnavailable, PoolScopeError, TransactionFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
 
+    from aiohttp_poolscope.driver import Link
+
     from .connection import ScopedConnection
     from .cursor import ScopedCursor
-    from .driver import Link
 
 __all__ = ("Isolation", "Statements", "Stream", "Transaction")
 
