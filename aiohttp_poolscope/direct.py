@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from .connection import Acquisition, ScopedConnection
 from .driver import DatabaseError, sqlstate
 from .errors import ConfigError, DatabaseUnavailable, PoolScopeError, ShuttingDown
-from .repairs import PING_LIMIT
+from .pool.recycler import PING_LIMIT
 from .stats import Lease, PoolStats
 
 if TYPE_CHECKING:

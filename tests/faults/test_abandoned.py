@@ -17,8 +17,8 @@ import pytest
 from aiohttp import web
 
 import aiohttp_poolscope as poolscope
-from aiohttp_poolscope import janitor
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
+from aiohttp_poolscope.pool import housekeeper
 from tests.conftest import BUSY, Database, Serve, until
 from tests.kit import clients
 from tests.kit.wire import wired
@@ -62,7 +62,7 @@ WORK = {
 @pytest.fixture
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pool looks for clients that have left five times a second instead of once."""
-    monkeypatch.setattr(janitor, "CALM", 0.2)
+    monkeypatch.setattr(housekeeper, "CALM", 0.2)
 
 
 @dataclass
@@ -158,7 +158,7 @@ async def test_a_query_ends_with_its_client_and_its_connection_is_kept(
     settings, cancellation = STOPPING[mode]
     database.sql(SCHEMA)
     if abandon_interval is None:
-        monkeypatch.setattr(janitor, "CALM", 0.2)
+        monkeypatch.setattr(housekeeper, "CALM", 0.2)
     it = Service(database, {"minsize": 7, "maxsize": 7, "abandon_interval": abandon_interval, **settings})
     async with serve(it.app, handler_cancellation=cancellation) as served:
         pids = it.backends

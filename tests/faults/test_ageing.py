@@ -12,8 +12,8 @@ import pytest
 from aiohttp import web
 
 import aiohttp_poolscope as poolscope
-from aiohttp_poolscope import janitor, repairs
 from aiohttp_poolscope.errors import PoolExhausted
+from aiohttp_poolscope.pool import housekeeper, recycler
 from tests.conftest import BUSY, Database, Serve, Served, until
 from tests.kit.wire import Wire, wired
 
@@ -29,7 +29,7 @@ PID = "SELECT pg_backend_pid()"
 @pytest.fixture
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pool looks at its idle connections ten times a second instead of once."""
-    monkeypatch.setattr(janitor, "CALM", 0.1)
+    monkeypatch.setattr(housekeeper, "CALM", 0.1)
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ async def test_a_firewall_costs_a_crowd_one_ping_limit(wire: Wire, serve: Serve)
 
 async def test_others_wait_for_no_check(wire: Wire, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """While silent connections are being checked, whoever can be served by a living one is served."""
-    monkeypatch.setattr(repairs, "PING_LIMIT", 3 * BUSY)
+    monkeypatch.setattr(recycler, "PING_LIMIT", 3 * BUSY)
     app, scope = application(wire.dsn, minsize=4, maxsize=4, check_after_idle=0.05)
     async with serve(app) as served:
         # The newest is the one that was used last; the three below it will not answer.

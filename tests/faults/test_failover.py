@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from aiohttp_poolscope import pool
+from aiohttp_poolscope.pool import pool
 from tests.conftest import until
 from tests.kit.wire import wired_to
 

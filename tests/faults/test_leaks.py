@@ -14,8 +14,8 @@ import pytest
 from aiohttp import web
 
 import aiohttp_poolscope as poolscope
-from aiohttp_poolscope import janitor
 from aiohttp_poolscope.errors import ConnectionReleased
+from aiohttp_poolscope.pool import housekeeper
 from tests.conftest import BUSY, Database, Serve, until
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ SECRETS = ("hunter2-password", "parameter-4711", "query-string-token", "cookie-m
 @pytest.fixture(autouse=True)
 def brisk(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """The pool looks at its leases five times a second instead of once, and all that it says is kept."""
-    monkeypatch.setattr(janitor, "CALM", LOOKING)
+    monkeypatch.setattr(housekeeper, "CALM", LOOKING)
     caplog.set_level(logging.INFO, "aiohttp_poolscope")
 
 

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 import aiohttp_poolscope as poolscope
-from aiohttp_poolscope import janitor
+from aiohttp_poolscope.pool import housekeeper
 from tests.kit.wire import wired_to
 
 from .load import load
@@ -48,8 +48,8 @@ def pair(_pair: Pair) -> Pair:
 @pytest.fixture(autouse=True)
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     """A standby is looked for more often than every five seconds."""
-    monkeypatch.setattr(janitor, "CALM", 0.1)
-    monkeypatch.setattr(janitor, "SEEK_EVERY", 0.2)
+    monkeypatch.setattr(housekeeper, "CALM", 0.1)
+    monkeypatch.setattr(housekeeper, "SEEK_EVERY", 0.2)
 
 
 @dataclass

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 import pytest
 
-from aiohttp_poolscope import ConfigError, DatabaseUnavailable, PoolScope, janitor
+from aiohttp_poolscope import ConfigError, DatabaseUnavailable, PoolScope
+from aiohttp_poolscope.pool import housekeeper
 from tests.conftest import until
 from tests.kit.wire import ask, driving, wired_to
 
@@ -45,8 +46,8 @@ def pair(_pair: Pair) -> Pair:
 @pytest.fixture(autouse=True)
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     """A standby is looked for more often than every five seconds."""
-    monkeypatch.setattr(janitor, "CALM", 0.1)
-    monkeypatch.setattr(janitor, "SEEK_EVERY", 0.2)
+    monkeypatch.setattr(housekeeper, "CALM", 0.1)
+    monkeypatch.setattr(housekeeper, "SEEK_EVERY", 0.2)
 
 
 async def found(dsn: str, **settings: Any) -> int | str:

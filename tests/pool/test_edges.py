@@ -11,10 +11,10 @@ import pytest
 from aiohttp import web
 
 import aiohttp_poolscope as poolscope
-from aiohttp_poolscope import janitor
 from aiohttp_poolscope.connection import ScopedConnection
 from aiohttp_poolscope.driver import IDLE
 from aiohttp_poolscope.errors import PoolExhausted
+from aiohttp_poolscope.pool import housekeeper
 from tests.conftest import DEADLINE, Database, Serve, until
 from tests.kit import clients
 
@@ -107,7 +107,7 @@ async def test_expire_while_a_connection_is_handed_over(make_scope: Any) -> None
 
 async def test_waits_that_come_and_go_do_not_stop_the_janitor(make_scope: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Short waits, one soon after the other, do not keep the janitor from what it does once a second."""
-    monkeypatch.setattr(janitor, "CALM", 0.2)
+    monkeypatch.setattr(housekeeper, "CALM", 0.2)
     async with make_scope(minsize=2, maxsize=2, leak_threshold=0.1) as scope, scope.acquire():
         end = time.monotonic() + DEADLINE
         while not scope.stats().leaked:
@@ -228,7 +228,7 @@ async def test_a_wait_ends_although_the_janitor_had(make_scope: Any, monkeypatch
         if how == "cancelled":
             ended.cancel()
         else:
-            monkeypatch.setattr(janitor.logger, "exception", None)
+            monkeypatch.setattr(housekeeper.logger, "exception", None)
             monkeypatch.setattr(sweeper, "sweep", None)
             sweeper.hurry()
         await asyncio.wait([ended], timeout=5)

@@ -10,8 +10,8 @@ import pytest
 from aiohttp import web
 
 import aiohttp_poolscope as poolscope
-from aiohttp_poolscope import pool as pool_module
 from aiohttp_poolscope.errors import DatabaseUnavailable, PoolExhausted, PoolScopeError, QueryTimeout
+from aiohttp_poolscope.pool import pool as pool_module
 from tests.conftest import DEADLINE, Database, Serve, until
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import aiohttp_poolscope as poolscope
 from aiohttp_poolscope import events as ev
 from aiohttp_poolscope import logs
 from aiohttp_poolscope.connection.statements import Batch
-from aiohttp_poolscope.watch import LONGEST, shown
+from aiohttp_poolscope.pool.reporter import LONGEST, shown
 
 if TYPE_CHECKING:
     from tests.conftest import Serve

@@ -12,7 +12,7 @@ from aiohttp import web
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope.connection import Transaction
 from aiohttp_poolscope.gate import Gate
-from aiohttp_poolscope.pool import Place
+from aiohttp_poolscope.pool.pool import Place
 from tests.conftest import Serve, until
 from tests.kit import clients
 

@@ -9,20 +9,22 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+from aiohttp_poolscope.driver import IDLE, DatabaseError, without_values
+from aiohttp_poolscope.errors import ConnectionReleased, PoolScopeError
+from aiohttp_poolscope.gate import SlotState
+
 from . import hooks
-from .driver import IDLE, DatabaseError, without_values
-from .errors import ConnectionReleased, PoolScopeError
-from .gate import SlotState
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
     from typing import Any
 
-    from .driver import Link
-    from .events import CloseReason
-    from .gate import Slot
+    from aiohttp_poolscope.driver import Link
+    from aiohttp_poolscope.events import CloseReason
+    from aiohttp_poolscope.gate import Slot
+    from aiohttp_poolscope.stats import Histogram
+
     from .pool import Pool
-    from .stats import Histogram
 
 __all__ = ("PING_LIMIT", "Repairs")
 

@@ -6,17 +6,26 @@ import re
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from . import events as ev
-from .driver import sqlstate
-from .errors import ClientGone, DatabaseUnavailable, PoolExhausted, PoolScopeError, QueueFull, ShuttingDown
-from .gate import Outcome
-from .leases import describe, whose
-from .request import request_id
+from aiohttp_poolscope import events as ev
+from aiohttp_poolscope.driver import sqlstate
+from aiohttp_poolscope.errors import (
+    ClientGone,
+    DatabaseUnavailable,
+    PoolExhausted,
+    PoolScopeError,
+    QueueFull,
+    ShuttingDown,
+)
+from aiohttp_poolscope.gate import Outcome
+from aiohttp_poolscope.request import request_id
+
+from .holders import describe, whose
 
 if TYPE_CHECKING:
-    from .connection import ScopedConnection
-    from .driver import DatabaseError, Link
-    from .gate import Slot
+    from aiohttp_poolscope.connection import ScopedConnection
+    from aiohttp_poolscope.driver import DatabaseError, Link
+    from aiohttp_poolscope.gate import Slot
+
     from .pool import Pool
 
 __all__ = ("Watch", "shown")

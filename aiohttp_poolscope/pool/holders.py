@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .request import path_of, request_id, route_of
-from .stats import Lease
+from aiohttp_poolscope.request import path_of, request_id, route_of
+from aiohttp_poolscope.stats import Lease
 
 if TYPE_CHECKING:
-    from .connection import ScopedConnection
+    from aiohttp_poolscope.connection import ScopedConnection
 
 __all__ = ("describe", "whose")
 

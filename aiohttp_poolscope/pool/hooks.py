@@ -6,15 +6,22 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
-from .connection import ScopedConnection
-from .driver import DatabaseError, cancelled_by_server
-from .errors import ConnectionReleased, DatabaseUnavailable, PoolExhausted, PoolScopeError, QueryTimeout
-from .request import comment_for, request_id
+from aiohttp_poolscope.connection import ScopedConnection
+from aiohttp_poolscope.driver import DatabaseError, cancelled_by_server
+from aiohttp_poolscope.errors import (
+    ConnectionReleased,
+    DatabaseUnavailable,
+    PoolExhausted,
+    PoolScopeError,
+    QueryTimeout,
+)
+from aiohttp_poolscope.request import comment_for, request_id
 
 if TYPE_CHECKING:
-    from .config import Hook, PoolConfig
-    from .driver import Link
-    from .gate import Slot
+    from aiohttp_poolscope.config import Hook, PoolConfig
+    from aiohttp_poolscope.driver import Link
+    from aiohttp_poolscope.gate import Slot
+
     from .pool import Pool
 
 __all__ = ("before_lending", "prepare", "run")

@@ -10,7 +10,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-from .events import DrainFinished, DrainStarted
+from aiohttp_poolscope.events import DrainFinished, DrainStarted
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,14 +12,16 @@ import random
 import time
 from typing import TYPE_CHECKING
 
+from aiohttp_poolscope.driver import DatabaseError, without_values
+from aiohttp_poolscope.errors import DatabaseUnavailable, PoolScopeError
+from aiohttp_poolscope.events import BreakerClosed, BreakerOpened, ConnectFailed, Opened
+from aiohttp_poolscope.gate import Slot
+
 from . import hooks
-from .driver import DatabaseError, without_values
-from .errors import DatabaseUnavailable, PoolScopeError
-from .events import BreakerClosed, BreakerOpened, ConnectFailed, Opened
-from .gate import Slot
 
 if TYPE_CHECKING:
-    from .driver import Link
+    from aiohttp_poolscope.driver import Link
+
     from .pool import Pool
 
 __all__ = ("Opener",)

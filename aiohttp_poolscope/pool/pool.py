@@ -17,27 +17,28 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from aiohttp_poolscope.capacity.limits import LIMITS, Limits, overdrawn
+from aiohttp_poolscope.connection import ScopedConnection
+from aiohttp_poolscope.driver import Driver
+from aiohttp_poolscope.errors import ConfigError, PoolScopeError
+from aiohttp_poolscope.events import Acquired, Released
+from aiohttp_poolscope.gate import Breaker, Gate, Outcome, Slot, SlotState, Waiter
+from aiohttp_poolscope.stats import Histogram, Lease, PoolStats
+
 from . import hooks
-from .capacity.limits import LIMITS, Limits, overdrawn
-from .connection import ScopedConnection
 from .drain import Drain
-from .driver import Driver
-from .errors import ConfigError, PoolScopeError
-from .events import Acquired, Released
-from .gate import Breaker, Gate, Outcome, Slot, SlotState, Waiter
-from .janitor import SILENCE_MARGIN, Janitor
-from .leases import describe
+from .holders import describe
+from .housekeeper import SILENCE_MARGIN, Janitor
 from .opener import Opener
-from .repairs import Repairs
-from .stats import Histogram, Lease, PoolStats
-from .watch import Watch
+from .recycler import Repairs
+from .reporter import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from .config import PoolConfig
-    from .driver import Link
-    from .events import CloseReason, Events
+    from aiohttp_poolscope.config import PoolConfig
+    from aiohttp_poolscope.driver import Link
+    from aiohttp_poolscope.events import CloseReason, Events
 
 __all__ = ("Pool",)
 

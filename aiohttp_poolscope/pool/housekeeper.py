@@ -12,14 +12,15 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from .driver.search import SEEK_EVERY
-from .errors import QueryTimeout
-from .gate import SlotState
+from aiohttp_poolscope.driver.search import SEEK_EVERY
+from aiohttp_poolscope.errors import QueryTimeout
+from aiohttp_poolscope.gate import SlotState
 
 if TYPE_CHECKING:
-    from .connection import ScopedConnection
-    from .driver import Link
-    from .gate import Slot
+    from aiohttp_poolscope.connection import ScopedConnection
+    from aiohttp_poolscope.driver import Link
+    from aiohttp_poolscope.gate import Slot
+
     from .pool import Pool
 
 __all__ = ("Janitor",)
