@@ -3,6 +3,8 @@
 from aiohttp_poolscope.config import PoolConfig
 from aiohttp_poolscope.connection import ScopedConnection, ScopedCursor, Stream, Transaction
 from aiohttp_poolscope.request import request_id
+from aiohttp_poolscope.web import PoolScope, setup
+from aiohttp_poolscope.web.marks import eager, lazy, no_connection, replica, transactional
 
 from . import events
 from .errors import (
@@ -18,8 +20,6 @@ from .errors import (
     ShuttingDown,
     TransactionFailed,
 )
-from .marks import eager, lazy, no_connection, replica, transactional
-from .scope import PoolScope, setup
 from .stats import HistogramSnapshot, Lease, PoolStats
 
 __version__ = "0.1.0"

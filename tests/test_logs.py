@@ -10,8 +10,9 @@ import pytest
 from aiohttp import web
 
 import aiohttp_poolscope as poolscope
-from aiohttp_poolscope import answers, logs
 from aiohttp_poolscope import events as ev
+from aiohttp_poolscope import logs
+from aiohttp_poolscope.web import responses
 
 from .conftest import Database, Serve, until
 
@@ -20,7 +21,7 @@ RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 @pytest.fixture(autouse=True)
 def nothing_said_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (logs, answers):
+    for module in (logs, responses):
         monkeypatch.setattr(module, "_seldom", logs.Seldom())
 
 

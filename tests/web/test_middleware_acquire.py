@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 import aiohttp_poolscope as poolscope
-from aiohttp_poolscope.marks import Mark, mark_of
+from aiohttp_poolscope.web.marks import Mark, mark_of
 from tests.conftest import Serve, until
 from tests.kit import clients
 

@@ -12,16 +12,17 @@ import pytest
 from aiohttp import web
 
 import aiohttp_poolscope as poolscope
-from aiohttp_poolscope import answers, logs
+from aiohttp_poolscope import logs
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
 from aiohttp_poolscope.logs import Seldom
+from aiohttp_poolscope.web import responses
 from tests.conftest import Serve, until
 from tests.kit import clients
 
 
 @pytest.fixture(autouse=True)
 def nothing_logged_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "_seldom", Seldom())
+    monkeypatch.setattr(responses, "_seldom", Seldom())
 
 
 def ours(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:

@@ -11,7 +11,7 @@ from .database import ACCOUNTS, OPENING
 if TYPE_CHECKING:
     from aiohttp import ClientSession
 
-    from aiohttp_poolscope.scope import PoolScope
+    from aiohttp_poolscope.web import PoolScope
 
     from .load import Tallies
 

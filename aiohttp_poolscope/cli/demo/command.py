@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from aiohttp_poolscope.driver import DatabaseError, sqlstate
 from aiohttp_poolscope.errors import PoolScopeError
-from aiohttp_poolscope.scope import PoolScope
+from aiohttp_poolscope.web import PoolScope
 
 from .database import ACCOUNTS, SCHEMA, bank
 from .once import once

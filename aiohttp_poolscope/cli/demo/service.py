@@ -21,9 +21,9 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from aiohttp_poolscope.contrib.dashboard import setup_dashboard
 from aiohttp_poolscope.errors import DatabaseUnavailable, PoolScopeError
-from aiohttp_poolscope.marks import lazy, no_connection
-from aiohttp_poolscope.scope import PoolScope
 from aiohttp_poolscope.stats import HistogramSnapshot
+from aiohttp_poolscope.web import PoolScope
+from aiohttp_poolscope.web.marks import lazy, no_connection
 
 from .database import BRANCHES
 

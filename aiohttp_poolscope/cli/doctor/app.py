@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from aiohttp_poolscope.scope import PoolScope
+from aiohttp_poolscope.web import PoolScope
 
 from .finding import Finding
 

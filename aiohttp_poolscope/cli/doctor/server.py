@@ -16,7 +16,7 @@ from aiohttp import web
 from aiohttp_poolscope.capacity.limits import LIMITS, Limits
 from aiohttp_poolscope.driver import DatabaseError
 from aiohttp_poolscope.errors import DatabaseUnavailable, PoolScopeError
-from aiohttp_poolscope.scope import PoolScope
+from aiohttp_poolscope.web import PoolScope
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from aiohttp_poolscope.scope import PoolScope
+from aiohttp_poolscope.web import PoolScope
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

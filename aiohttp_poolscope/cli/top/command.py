@@ -16,7 +16,7 @@ from yarl import URL
 from aiohttp_poolscope.cli.terminal import console, show, styled
 from aiohttp_poolscope.driver import DatabaseError
 from aiohttp_poolscope.errors import PoolScopeError
-from aiohttp_poolscope.scope import PoolScope
+from aiohttp_poolscope.web import PoolScope
 
 from .page import Page, PageError
 from .server import KEY, Server

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from aiohttp_poolscope.scope import PoolScope
+    from aiohttp_poolscope.web import PoolScope
 
 __all__ = ("KEY", "Server")
 

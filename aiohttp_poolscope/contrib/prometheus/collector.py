@@ -17,9 +17,9 @@ from aiohttp import hdrs, web
 
 from aiohttp_poolscope import ConfigError, PoolScope, no_connection
 from aiohttp_poolscope.contrib.extras import extra
-from aiohttp_poolscope.direct import State
 from aiohttp_poolscope.events import Fault
 from aiohttp_poolscope.gate import BreakerState, Outcome
+from aiohttp_poolscope.web.outside import State
 
 from .workers import Reading, Workers, read
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from aiohttp_poolscope.connection import ScopedConnection
-from aiohttp_poolscope.direct import current
 from aiohttp_poolscope.driver import FAILED, IN_TRANSACTION, Driver
 from aiohttp_poolscope.errors import DatabaseUnavailable
 from aiohttp_poolscope.pool.holders import describe
+from aiohttp_poolscope.web.outside import current
 
 from .database import elsewhere
 from .seam import pools_alive, pools_made

@@ -8,9 +8,9 @@ import logging
 
 from aiohttp import web
 
-from .errors import PoolScopeError, ShuttingDown
-from .logs import Seldom
-from .request import path_of, request_id, route_of
+from aiohttp_poolscope.errors import PoolScopeError, ShuttingDown
+from aiohttp_poolscope.logs import Seldom
+from aiohttp_poolscope.request import path_of, request_id, route_of
 
 __all__ = ("answer", "only_ours")
 

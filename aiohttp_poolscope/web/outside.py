@@ -10,20 +10,20 @@ import random
 import time
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from .connection import Acquisition, ScopedConnection
-from .driver import DatabaseError, sqlstate
-from .errors import ConfigError, DatabaseUnavailable, PoolScopeError, ShuttingDown
-from .pool.recycler import PING_LIMIT
-from .stats import Lease, PoolStats
+from aiohttp_poolscope.connection import Acquisition, ScopedConnection
+from aiohttp_poolscope.driver import DatabaseError, sqlstate
+from aiohttp_poolscope.errors import ConfigError, DatabaseUnavailable, PoolScopeError, ShuttingDown
+from aiohttp_poolscope.pool.recycler import PING_LIMIT
+from aiohttp_poolscope.stats import Lease, PoolStats
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from .config import PoolConfig
-    from .connection import Isolation, Transaction
-    from .events import Event, Events
-    from .pool import Pool
-    from .stats import Duration
+    from aiohttp_poolscope.config import PoolConfig
+    from aiohttp_poolscope.connection import Isolation, Transaction
+    from aiohttp_poolscope.events import Event, Events
+    from aiohttp_poolscope.pool import Pool
+    from aiohttp_poolscope.stats import Duration
 
 __all__ = ("Direct", "State", "current", "is_plain")
 

@@ -7,7 +7,7 @@ import inspect
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
-from .connection import ISOLATIONS, Isolation
+from aiohttp_poolscope.connection import ISOLATIONS, Isolation
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import hdrs, web
 
-from .answers import answer, only_ours
-from .config import PoolConfig
-from .connection import ScopedConnection
-from .direct import Direct, State, current, is_plain
-from .driver import DatabaseError, cancelled_by_server, sqlstate
-from .errors import ClientGone, ConfigError, DatabaseUnavailable, PoolScopeError, QueryTimeout
-from .events import Events
-from .logs import LOGGED, complain, write
+from aiohttp_poolscope.config import PoolConfig
+from aiohttp_poolscope.connection import ScopedConnection
+from aiohttp_poolscope.driver import DatabaseError, cancelled_by_server, sqlstate
+from aiohttp_poolscope.errors import ClientGone, ConfigError, DatabaseUnavailable, PoolScopeError, QueryTimeout
+from aiohttp_poolscope.events import Events
+from aiohttp_poolscope.logs import LOGGED, complain, write
+from aiohttp_poolscope.pool import Pool
+
 from .marks import Mark, mark_of
-from .pool import Pool
+from .outside import Direct, State, current, is_plain
+from .responses import answer, only_ours
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
     from yarl import URL
 
-    from .config import Source
+    from aiohttp_poolscope.config import Source
 
 __all__ = ("PoolScope", "ScopeKey", "State", "setup")
 
