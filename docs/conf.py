@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 from sphinx.ext.napoleon import Config, GoogleDocstring  # noqa: E402
 
 import aiohttp_poolscope  # noqa: E402
-from aiohttp_poolscope.config import SETTINGS
+from aiohttp_poolscope.config import SETTINGS  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

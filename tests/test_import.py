@@ -28,5 +28,5 @@ def test_the_import_loads_only_the_core() -> None:
         text=True,
         check=True,
     ).stdout.split()
-    assert "aiohttp_poolscope.scope" in found
+    assert "aiohttp_poolscope.web.scope" in found
     assert [name for name in found if name.startswith(("aiohttp_poolscope.contrib", "aiohttp_poolscope.cli"))] == []

@@ -12,9 +12,9 @@ import psycopg2.extensions
 import psycopg2.sql
 from aiopg.utils import ClosableQueue
 
+from aiohttp_poolscope.errors import ConnectionBusy, DatabaseUnavailable, PoolScopeError, QueryTimeout
 from aiohttp_poolscope.sql.session import needs_session
 
-from ..errors import ConnectionBusy, DatabaseUnavailable, PoolScopeError, QueryTimeout
 from .errors import in_words
 from .patches import go_on, request_cancel
 
