@@ -3,7 +3,7 @@
 from aiohttp_poolscope.config import PoolConfig
 from aiohttp_poolscope.connection import ScopedConnection, ScopedCursor, Stream, Transaction
 from aiohttp_poolscope.request import request_id
-from aiohttp_poolscope.web import PoolScope, setup
+from aiohttp_poolscope.web import PoolScope, open, setup  # noqa: A004
 from aiohttp_poolscope.web.marks import eager, lazy, no_connection, replica, transactional
 
 from . import events
@@ -50,6 +50,7 @@ __all__ = (
     "events",
     "lazy",
     "no_connection",
+    "open",
     "replica",
     "request_id",
     "setup",

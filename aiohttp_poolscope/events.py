@@ -295,17 +295,17 @@ KINDS: tuple[type[Event], ...] = (
 
 
 class Events:
-    """Who listens to what. ``heard`` has an entry for each kind that somebody asked for, and only for these.
+    """Who listens to what. ``subscribed`` has an entry for each kind that somebody asked for, and only for these.
 
     ``durations`` has those who want no event, but a number of seconds.
     """
 
-    __slots__ = ("_complain", "durations", "heard")
+    __slots__ = ("_on_callback_error", "durations", "subscribed")
 
-    def __init__(self, complain: Callable[[str, BaseException], None]) -> None:
-        self.heard: dict[type[Event], tuple[Callback, ...]] = {}
+    def __init__(self, on_callback_error: Callable[[str, BaseException], None]) -> None:
+        self.subscribed: dict[type[Event], tuple[Callback, ...]] = {}
         self.durations: dict[Duration, list[Callable[[float], None]]] = {of: [] for of in get_args(Duration)}
-        self._complain = complain
+        self._on_callback_error = on_callback_error
 
     def listen(self, callback: Callback, *kinds: type[Event]) -> None:
         """Call ``callback(event)`` for these kinds and families; none given: for all."""
@@ -314,7 +314,7 @@ class Events:
                 raise ConfigError(f"on_event(..., {wanted!r}): must be a class of aiohttp_poolscope.events")
         for kind in KINDS:
             if not kinds or issubclass(kind, kinds):
-                self.heard[kind] = (*self.heard.get(kind, ()), callback)
+                self.subscribed[kind] = (*self.subscribed.get(kind, ()), callback)
 
     def measure(self, callback: Callable[[float], object], of: Duration) -> None:
         """Call ``callback(seconds)`` for each duration of this kind."""
@@ -322,9 +322,9 @@ class Events:
             raise ConfigError(f"on_duration(..., {of!r}): must be one of {', '.join(map(repr, self.durations))}")
         self.durations[of].append(lambda seconds: self._call(callback, seconds, of))
 
-    def tell(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
         """Call who listens, one after the other."""
-        for callback in self.heard.get(type(event), ()):
+        for callback in self.subscribed.get(type(event), ()):
             self._call(callback, event, event.kind)
 
     def _call(self, callback: Callable[[T], object], told: T, kind: str) -> None:
@@ -333,4 +333,4 @@ class Events:
             callback(told)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - somebody else's code
             with contextlib.suppress(Exception):  # a logging filter of the user's may raise as well
-                self._complain(kind, error)
+                self._on_callback_error(kind, error)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from .events import Event
 
-__all__ = ("LOGGED", "Seldom", "complain", "structured", "write")
+__all__ = ("LOGGED", "LogLimiter", "log_callback_error", "structured", "write")
 
 logger = logging.getLogger("aiohttp_poolscope")
 
@@ -28,7 +28,7 @@ QUIET = 1.0
 """Seconds between two log lines of one kind: trouble with the database must not become trouble with the log."""
 
 
-class Seldom:
+class LogLimiter:
     """Lets one of a kind through in ``QUIET`` seconds, and counts the others."""
 
     __slots__ = ("_last",)
@@ -47,7 +47,7 @@ class Seldom:
         return f" (and {left_out} more since the last such line)" if left_out else ""
 
 
-_seldom = Seldom()
+_limiter = LogLimiter()
 
 
 def structured(event: Event) -> dict[str, Any]:
@@ -60,9 +60,9 @@ def structured(event: Event) -> dict[str, Any]:
     return found
 
 
-def complain(pool: str, kind: str, error: BaseException) -> None:
+def log_callback_error(pool: str, kind: str, error: BaseException) -> None:
     """A callback has raised."""
-    more = _seldom.suffix((pool, "callback"))
+    more = _limiter.suffix((pool, "callback"))
     if more is not None:
         logger.error("pool %r: a callback failed at %r%s", pool, kind, more, exc_info=error)
 
@@ -72,7 +72,7 @@ def write(event: Event) -> None:
     level, words = _WORDS[type(event)](event)
     if not logger.isEnabledFor(level):
         return
-    more = _seldom.suffix((event.pool, event.kind)) if type(event) in LIMITED else ""
+    more = _limiter.suffix((event.pool, event.kind)) if type(event) in LIMITED else ""
     if more is None:
         return
     error = getattr(event, "error", None)

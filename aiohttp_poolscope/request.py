@@ -1,4 +1,4 @@
-"""Tags: what a request is called, in logs and events and on the server."""
+"""Request: its name in logs, in events and on the server; and whether its client has left."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from aiohttp import web
 
-__all__ = ("comment_for", "path_of", "request_id", "route_of")
+__all__ = ("client_gone", "comment_for", "path_of", "request_id", "route_of")
 
 VALID_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 """What is taken for a request id: visible ASCII only, so that it can break no log line, and not a whole header."""
@@ -17,6 +17,12 @@ VALID_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 _MADE: Final = web.RequestKey("poolscope.request_id", str)
+
+
+def client_gone(request: web.Request) -> bool:
+    """Whether the client has left: its transport is gone, or about to be."""
+    transport = request.transport
+    return transport is None or transport.is_closing()
 
 
 def request_id(request: web.Request) -> str:

@@ -24,7 +24,7 @@ from yarl import URL
 
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
-from aiohttp_poolscope.pool import Pool
+from aiohttp_poolscope.pool import Lifecycle, observing
 
 DEADLINE = 30.0
 """Seconds within which a condition that a test waits for must come true: a hang is longer, no busy machine is."""
@@ -210,15 +210,8 @@ def make_scope(dsn: str) -> Callable[..., Any]:
 
     @contextlib.asynccontextmanager
     async def running(address: Any = None, **settings: Any) -> AsyncIterator[poolscope.PoolScope]:
-        scope = poolscope.PoolScope(address or dsn, **{"queue_target": None, **settings})
-        app = web.Application()
-        scope.setup(app)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        try:
+        async with poolscope.open(address or dsn, **{"queue_target": None, **settings}) as scope:
             yield scope
-        finally:
-            await runner.cleanup()
 
     return running
 
@@ -227,13 +220,13 @@ def make_scope(dsn: str) -> Callable[..., Any]:
 class Audit:
     """What must hold after every test that had a pool."""
 
-    pools: list[Pool] = field(default_factory=list)
+    runs: list[Lifecycle] = field(default_factory=list)
     allow_backends: bool = False
 
     def check(self, database: Database | None) -> None:
-        for pool in self.pools:
-            stats = pool.stats()
-            assert pool.gate.violations() == []
+        for run in self.runs:
+            stats = run.stats()
+            assert run.pool.gate.violations() == []
             assert (stats.size, stats.in_use, stats.waiting, stats.repairing) == (0, 0, 0, 0), stats
             ended = (
                 stats.lent + stats.timed_out + stats.refused + stats.shed
@@ -241,7 +234,7 @@ class Audit:
             )  # fmt: skip
             assert stats.borrows == ended, stats
             assert stats.opened == stats.closed, stats
-        if self.pools and database is not None and not self.allow_backends:
+        if self.runs and database is not None and not self.allow_backends:
             end = time.monotonic() + DEADLINE
             while left := database.backends():
                 assert time.monotonic() < end, f"backends are left: {left}"
@@ -249,23 +242,21 @@ class Audit:
 
 
 @pytest.fixture(autouse=True)
-def audit(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Audit]:
+def audit(request: pytest.FixtureRequest) -> Iterator[Audit]:
     """After every test: nothing in use, nothing waiting, no task of ours, no backend, no complaint to the loop."""
     found = Audit()
-    make = Pool.__init__
+    complaints: list[dict[str, Any]] = []
 
-    def remembered(self: Pool, *args: Any, **options: Any) -> None:
-        make(self, *args, **options)
-        found.pools.append(self)
+    def remember(run: Lifecycle) -> None:
+        found.runs.append(run)
         asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
 
-    monkeypatch.setattr(Pool, "__init__", remembered)
-    complaints: list[dict[str, Any]] = []
     database: Database | None = request.getfixturevalue("_database") if "dsn" in request.fixturenames else None
-    yield found
+    with observing(remember):
+        yield found
     found.check(database)
-    if found.pools:
+    if found.runs:
         gc.collect()  # what nobody awaited or closed complains when it is collected
     assert complaints == []
-    ours = [task for pool in found.pools for task in pool._tasks]
+    ours = [task for run in found.runs for task in run.pool.tasks]
     assert ours == [], f"tasks are left: {ours}"

@@ -58,7 +58,7 @@ async def test_a_duration_callback_that_raises(
     make_scope: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody notices but the log, and the next callback is told."""
-    monkeypatch.setattr(logs, "_seldom", logs.Seldom())
+    monkeypatch.setattr(logs, "_limiter", logs.LogLimiter())
     async with make_scope() as scope:
         held: list[float] = []
         scope.on_duration(lambda _: 1 / 0, "lease")
@@ -79,7 +79,7 @@ async def test_a_connection_that_dies_on_its_way(make_scope: Any) -> None:
         holder = await scope.acquire()
         waiting = asyncio.create_task(scope.fetchval("SELECT 1"))
         await until(lambda: scope.stats().waiting == 1, "the second borrow")
-        [slot] = scope._pool.gate.slots
+        [slot] = scope._run.pool.gate.slots
         holder.release()  # handed over, and cut before the other task runs
         slot.link.close()
         assert await waiting == 1

@@ -170,7 +170,7 @@ async def test_a_callback_that_raises_harms_nobody(
     make_scope: Any, told: list[ev.Event], caplog: Any, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     """The request goes on, the next callback is called, and the log says it once a second, with how often."""
-    monkeypatch.setattr(logs, "_seldom", logs.Seldom())
+    monkeypatch.setattr(logs, "_limiter", logs.LogLimiter())
 
     def fail(_event: ev.Event) -> None:
         raise error
@@ -193,7 +193,7 @@ async def test_a_callback_may_ask_the_scope(make_scope: Any) -> None:
     async with make_scope(maxsize=2) as scope:
 
         def look(event: ev.Event) -> None:
-            stats, gate = scope.stats(), scope._pool.gate
+            stats, gate = scope.stats(), scope._run.pool.gate
             scope.leases()
             ended = stats.lent + stats.timed_out + stats.refused + stats.shed + stats.client_gone
             if stats.borrows != ended + stats.cancelled + stats.failed:
@@ -229,7 +229,7 @@ def test_on_event_is_a_decorator() -> None:
     @scope.on_event
     def callback(event: ev.Event) -> None: ...
 
-    assert scope._events.heard[ev.Leaked][-1] is callback
+    assert scope._events.subscribed[ev.Leaked][-1] is callback
 
 
 @pytest.mark.parametrize("kind", ev.KINDS, ids=lambda kind: kind.kind)

@@ -22,7 +22,7 @@ RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 @pytest.fixture(autouse=True)
 def nothing_said_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (logs, responses):
-        monkeypatch.setattr(module, "_seldom", logs.Seldom())
+        monkeypatch.setattr(module, "_limiter", logs.LogLimiter())
 
 
 def ours(caplog: Any) -> list[logging.LogRecord]:
@@ -86,12 +86,12 @@ async def test_many_dead_connections_are_one_line(make_scope: Any, caplog: Any, 
         await until(lambda: scope.stats().dead == 5)
         said = [record for record in ours(caplog) if record.__dict__.get("event") == "closed"]
         assert len(said) == 1
-        assert logs._seldom.suffix(("db", "closed")) is None
+        assert logs._limiter.suffix(("db", "closed")) is None
 
 
 def test_how_many_were_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The next line says it, and counts from there."""
-    seldom = logs.Seldom()
+    seldom = logs.LogLimiter()
     assert [seldom.suffix("a"), seldom.suffix("a"), seldom.suffix("a"), seldom.suffix("b")] == ["", None, None, ""]
     monkeypatch.setattr(logs, "QUIET", 0)
     assert [seldom.suffix("a"), seldom.suffix("a")] == [" (and 2 more since the last such line)", ""]

@@ -91,7 +91,7 @@ async def test_the_error_says_what_to_write(make_scope: Any, mistake: Mistake) -
 async def test_a_first_use_in_a_thread(make_scope: Any) -> None:
     """A connection that is still to be borrowed is refused in another loop, and leaves no place in the queue behind."""
     async with make_scope(maxsize=1) as scope:
-        db = poolscope.ScopedConnection(scope._pool)
+        db = poolscope.ScopedConnection(scope._run.pool)
         async with scope.acquire():
             with pytest.raises(poolscope.PoolScopeError, match="run_coroutine_threadsafe"):
                 await asyncio.to_thread(lambda: asyncio.run(db.fetchval("SELECT 1")))

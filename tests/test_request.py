@@ -149,7 +149,7 @@ async def test_a_ping_is_nobodys(dsn: str, serve: Serve, database: Database) -> 
     async with serve(app) as served:
         assert await served.get() == (200, "2")
         assert "request_id" in database.backends("query")[0][0]
-        assert await scope._pool.repairs.probe()  # type: ignore[union-attr]
+        assert await scope._run.pool.recycler.probe()  # type: ignore[union-attr]
         assert database.backends("query") == [("SELECT 1",)]
 
 

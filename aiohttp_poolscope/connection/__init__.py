@@ -2,6 +2,18 @@
 
 from .connection import Acquisition, ScopedConnection
 from .cursor import ScopedCursor
-from .statements import ISOLATIONS, Isolation, Stream, Transaction
+from .lender import Lender
+from .statements import ISOLATIONS, Isolation
+from .stream import Stream
+from .transaction import Transaction
 
-__all__ = ("ISOLATIONS", "Acquisition", "Isolation", "ScopedConnection", "ScopedCursor", "Stream", "Transaction")
+__all__ = (
+    "ISOLATIONS",
+    "Acquisition",
+    "Isolation",
+    "Lender",
+    "ScopedConnection",
+    "ScopedCursor",
+    "Stream",
+    "Transaction",
+)

@@ -14,24 +14,20 @@ import sys
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from aiohttp_poolscope.driver import FAILED, IN_TRANSACTION
-from aiohttp_poolscope.errors import (
-    ConnectionBusy,
-    ConnectionReleased,
-    DatabaseUnavailable,
-    PoolExhausted,
-    PoolScopeError,
-    ShuttingDown,
-)
+from aiohttp_poolscope.errors import ConnectionBusy, ConnectionReleased, PoolScopeError
 
 from .cursor import ScopedCursor
-from .statements import ABANDONED, NOT_STREAMING, Statements
+from .statements import Isolation, Statements
+from .stream import ABANDONED, NOT_STREAMING, Stream
+from .transaction import Transaction
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
     from aiohttp_poolscope.driver import Link
     from aiohttp_poolscope.gate import Slot
-    from aiohttp_poolscope.pool import Pool
+
+    from .lender import Lender
 
 __all__ = ("Acquisition", "ScopedConnection")
 
@@ -41,7 +37,7 @@ STREAMING = (
 )
 
 
-OURS = (__package__, "contextlib")
+OURS = ("aiohttp_poolscope", "contextlib")
 """Modules between a borrow and who called for it: ``scope.transaction()`` is made with the latter."""
 
 
@@ -65,7 +61,7 @@ class Acquisition:
 
     async def _borrow(self) -> ScopedConnection:
         self._mine = not self._db.held
-        await self._db._borrowed(self._timeout)
+        await self._db._ensure(self._timeout)
         return self._db
 
     def __await__(self) -> Generator[Any, None, ScopedConnection]:
@@ -77,7 +73,7 @@ class Acquisition:
     async def __aexit__(self, *_: object) -> None:
         # A block inside another one, or after an eager borrow, is not the one that gives it back.
         if self._mine:
-            self._db._let_go()
+            self._db._give_back()
 
 
 class ScopedConnection(Statements):
@@ -91,11 +87,10 @@ class ScopedConnection(Statements):
         "_borrowing",
         "_depth",
         "_ended",
-        "_home",
         "_lease",
+        "_lender",
         "_link",
         "_once",
-        "_pool",
         "_slot",
         "_streaming",
         "client",
@@ -108,10 +103,8 @@ class ScopedConnection(Statements):
         "where",
     )
 
-    def __init__(self, pool: Pool, *, home: Pool | None = None, once: bool = False) -> None:
-        self._pool = pool
-        # The pool of the scope that was asked. ``_pool`` may be another's, which this scope reads from.
-        self._home = home or pool
+    def __init__(self, lender: Lender, *, once: bool = False) -> None:
+        self._lender = lender
         self._once = once
         self._link: Link | None = None
         self._slot: Slot[Link] | None = None
@@ -146,7 +139,7 @@ class ScopedConnection(Statements):
         """
         if self._depth and self._link is not None:
             raise PoolScopeError("release() inside transaction(): leave its 'async with' block first")
-        self._let_go()
+        self._give_back()
 
     @property
     def held(self) -> bool:
@@ -156,7 +149,7 @@ class ScopedConnection(Statements):
     @property
     def raw(self) -> Any:
         """The ``aiopg.Connection``, for what has no method here. It is checked by nobody: do not keep it."""
-        return self._link_in_use().exposed()
+        return self._link_in_use().raw_connection()
 
     @property
     def in_transaction(self) -> bool:
@@ -174,7 +167,7 @@ class ScopedConnection(Statements):
 
     def __repr__(self) -> str:
         state = f"ended: {self._ended}" if self._ended else "borrowed" if self.held else "not borrowed"
-        return f"<ScopedConnection {self._pool.key!r} of {self.who}: {state}>"
+        return f"<ScopedConnection {self._lender.key!r} of {self.who}: {state}>"
 
     @property
     def who(self) -> str:
@@ -184,7 +177,7 @@ class ScopedConnection(Statements):
         resource = getattr(self.route, "resource", None)
         return f"{self.method} {'?' if resource is None else resource.canonical}"
 
-    async def _borrowed(self, timeout: float | None = None) -> Link:
+    async def _ensure(self, timeout: float | None = None) -> Link:
         link = self._link
         if link is not None:
             return link
@@ -195,49 +188,33 @@ class ScopedConnection(Statements):
                 f"two tasks of {self.who} borrow at once: one connection serves one task; "
                 "give each task its own with scope.acquire()"
             )
-        self._pool.check_loop()
+        self._lender.check_loop()
         self._borrowing = True
-        self.where = _callers(every=self._pool.config.stacks)
+        self.where = _callers(every=self._lender.stacks)
         try:
-            await self._lent(timeout)
+            await self._lender.borrow(self, timeout)
         finally:
             self._borrowing = False
         if self._is_ended:  # while it waited: nobody else would give this connection back
-            self._let_go()
+            self._give_back()
         return self._link_in_use()
 
-    async def _lent(self, timeout: float | None = None) -> None:
-        """Borrow; from the pool of its own scope if that of the replica is closing, or its database is away."""
-        try:
-            await self._pool.borrow(self, timeout)
-        except (DatabaseUnavailable, PoolExhausted, ShuttingDown):
-            gate = self._pool.gate
-            # A replica with connections is only busy: its load is not for the primary.
-            if self._pool is self._home or (gate.slots and not gate.draining):
-                raise
-            self._pool = self._home
-            await self._pool.borrow(self, timeout)
-
-    def _hold(self, slot: Slot[Link]) -> None:
-        """The pool has lent this slot."""
+    def _attach(self, slot: Slot[Link]) -> None:
+        """This slot is lent to it from now on."""
         slot.holder = self
         self._slot = slot
         self._link = slot.link
         self._lease += 1
 
-    def _let_go(self) -> None:
+    def _give_back(self) -> None:
         """Give the connection back, whatever state it is in."""
         slot = self._slot
         if slot is not None:
-            held = slot.since
             self._slot = self._link = None
             self._depth = 0
             self._streaming = NOT_STREAMING
             self._lease += 1
-            self._pool.take_back(slot)
-            if self.reported:
-                self.reported = False
-                self._pool.came_late(self, held)
+            self._lender.take_back(slot)
         if self._once and self._ended is None:
             self._end("its release()")
 
@@ -245,7 +222,7 @@ class ScopedConnection(Statements):
         """No use after this. What is kept is only what the error needs: a request must not be kept alive by it."""
         self._ended = why
         if self._slot is not None:
-            self._let_go()
+            self._give_back()
         self.client = self.task = None
 
     def _revoke(self, why: str) -> None:
@@ -258,7 +235,7 @@ class ScopedConnection(Statements):
     async def _execute(self, sql: str | bytes, params: Any, timeout: float | None) -> tuple[Link, Any]:
         link = self._link
         if link is None:
-            link = await self._borrowed()
+            link = await self._ensure()
         if self._streaming:
             await self._end_stream()
         cursor = link.cursor()
@@ -293,8 +270,14 @@ class ScopedConnection(Statements):
         await link.run(link.cursor(), "ROLLBACK")
         self._streaming = NOT_STREAMING
 
+    def _transaction(self, isolation: Isolation | None, *, readonly: bool, deferrable: bool) -> Transaction:
+        return Transaction(self, isolation, readonly=readonly, deferrable=deferrable)
+
+    def _stream(self, sql: str, params: Any, size: int) -> Stream:
+        return Stream(self, sql, params, size)
+
     async def _open_cursor(self) -> ScopedCursor:
-        link = await self._borrowed()
+        link = await self._ensure()
         return ScopedCursor(self, link.new_cursor())
 
 

@@ -1,15 +1,16 @@
-"""ScopedCursor: aiopg's cursor interface, for as long as a lease."""
+"""Cursors: aiopg's interface, for as long as a lease."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from aiohttp_poolscope.errors import ConnectionBusy
 
 if TYPE_CHECKING:
     from .connection import ScopedConnection
+    from .statements import Statements
 
-__all__ = ("ScopedCursor",)
+__all__ = ("CursorContext", "ScopedCursor")
 
 
 class ScopedCursor:
@@ -147,3 +148,33 @@ class ScopedCursor:
 
     async def __aexit__(self, *_: object) -> None:
         self.close()
+
+
+class CursorContext:
+    """Both an awaitable and an async context manager; the cursor is closed at the end of the block."""
+
+    __slots__ = ("_cursor", "_statements")
+
+    def __init__(self, statements: Statements) -> None:
+        self._statements = statements
+        self._cursor: ScopedCursor | None = None
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(
+            f"no {name!r} here: what cursor() returns is no cursor yet. Write 'async with db.cursor() as cursor' or "
+            "'cursor = await db.cursor()'"
+        )
+
+    async def _open(self) -> ScopedCursor:
+        return await self._statements._connection()._open_cursor()
+
+    def __await__(self) -> Any:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> ScopedCursor:
+        self._cursor = await self._open()
+        return self._cursor
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._cursor is not None:
+            self._cursor.close()

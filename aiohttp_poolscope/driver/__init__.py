@@ -6,7 +6,7 @@ says what transaction it is in, cancels, and closes. Each oddity of the librarie
 
 from .driver import Driver
 from .errors import DatabaseError, cancelled_by_server, sqlstate, without_values
-from .link import FAILED, IDLE, IN_TRANSACTION, Link
+from .link import FAILED, IDLE, IN_TRANSACTION, Link, StatementObserver
 
 __all__ = (
     "FAILED",
@@ -15,6 +15,7 @@ __all__ = (
     "DatabaseError",
     "Driver",
     "Link",
+    "StatementObserver",
     "cancelled_by_server",
     "sqlstate",
     "without_values",

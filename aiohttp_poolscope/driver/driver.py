@@ -16,14 +16,14 @@ from aiohttp_poolscope.errors import ConfigError, DatabaseUnavailable
 
 from .errors import in_words
 from .link import Link
-from .search import Targets
+from .search import Search
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aiohttp_poolscope.config import PoolConfig
 
-    from .search import Target
+    from .address import Target
 
 __all__ = ("Driver",)
 
@@ -47,12 +47,10 @@ class Driver:
     hold no idle connection, and are closed when the last link has gone.
     """
 
-    def __init__(
-        self, config: PoolConfig, application_name: str, demoted: Callable[[Link], None] | None = None
-    ) -> None:
-        self._demoted = demoted
+    def __init__(self, config: PoolConfig, application_name: str) -> None:
+        self.on_read_only_error: Callable[[Link], None] | None = None
         self._config = config
-        self._targets = Targets(config)
+        self._search = Search(config)
         self._generation = 0
         self._pools: dict[tuple[object, ...], aiopg.Pool] = {}
         self._check_interval = config.abandon_interval is not None
@@ -64,7 +62,7 @@ class Driver:
         """Connect to where this says from now on."""
         before, self._config = self._config, config
         if (before.hosts, before.target, before.params) != (config.hosts, config.target, config.params):
-            self._targets = Targets(config)
+            self._search = Search(config)
             self._generation += 1
         self._params = dict(config.params)
         # What could make libpq change to a second socket, which aiopg would never see.
@@ -80,7 +78,7 @@ class Driver:
         """Connect to the first host that answers and has the wanted role, or raise DatabaseUnavailable."""
         await self._follow()
         try:
-            return await self._targets.open(self._connect)
+            return await self._search.open(self._connect)
         finally:
             self.forget_empty()
 
@@ -88,7 +86,7 @@ class Driver:
         """Whether a server of the role that is looked for can be reached."""
         try:
             await self._follow()
-            (await self._targets.open(self._connect, lenient=False)).close()
+            (await self._search.open(self._connect, lenient=False)).close()
         except DatabaseUnavailable:
             return False
         finally:
@@ -102,7 +100,7 @@ class Driver:
             return False  # it ends by itself, and what we know now is not for where it leads
         if told is None:
             async with asyncio.timeout(self._config.connect_timeout):
-                other = await self._targets.again(self._connect, link.target)
+                other = await self._search.again(self._connect, link.target)
                 try:
                     told = await other.is_standby()
                 finally:
@@ -112,7 +110,7 @@ class Driver:
 
     def avoid(self, target: Target) -> None:
         """Try this one last from now on."""
-        self._targets.failed(target)
+        self._search.failed(target)
 
     async def close(self, timeout: float) -> None:
         """Close every aiopg pool. Their links must be closed first, or this gives up after ``timeout`` seconds."""
@@ -186,7 +184,7 @@ class Driver:
         link.generation = generation
         # Of a standby that was looked for, or in sessions that are read-only anyway, nobody expects to write.
         if not self._config.readonly and self._config.target in ("any", "primary"):
-            link.demoted = self._demoted
+            link.on_read_only_error = self.on_read_only_error
         return link
 
     def _options(self) -> str:

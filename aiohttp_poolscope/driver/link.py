@@ -16,16 +16,17 @@ from aiohttp_poolscope.errors import ConnectionBusy, DatabaseUnavailable, PoolSc
 from aiohttp_poolscope.sql.session import needs_session
 
 from .errors import in_words
-from .patches import go_on, request_cancel
+from .libpq import request_cancel
+from .patches import go_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import aiopg
 
-    from .search import Target
+    from .address import Target
 
-__all__ = ("FAILED", "IDLE", "IN_TRANSACTION", "Link")
+__all__ = ("FAILED", "IDLE", "IN_TRANSACTION", "Link", "StatementObserver")
 
 IDLE: Final[int] = psycopg2.extensions.TRANSACTION_STATUS_IDLE
 IN_TRANSACTION: Final[int] = psycopg2.extensions.TRANSACTION_STATUS_INTRANS
@@ -63,8 +64,8 @@ def with_comment(sql: Any, comment: str, params: Any) -> Any:
     return sql + (comment if isinstance(sql, str) else psycopg2.sql.SQL(comment))
 
 
-class Listener(Protocol):
-    """Who is told of statements that went wrong, or took long."""
+class StatementObserver(Protocol):
+    """Told of statements that went wrong, or took long."""
 
     def failed(self, link: Link, sql: object, duration: float, error: psycopg2.Error) -> None:
         """A statement raised ``error``."""
@@ -78,12 +79,12 @@ class Link:
 
     ``running_since`` is the monotonic time at which the statement in flight was sent, None while there is none.
     ``cancelling`` is there while a request to cancel is on its way to the server.
-    ``verdict`` is why somebody else closed it, as the error its user gets.
-    ``demoted`` is called when a write meets a read-only transaction; None where that is no surprise.
+    ``closing_error`` is why somebody else closed it, as the error its user gets.
+    ``on_read_only_error`` is called when a write meets a read-only transaction; None where that is no surprise.
     ``generation``: which of the addresses that a DSN function has named it came from.
-    ``comment``: what is added to each statement's text; ``watch`` is told of those that fail, or take
+    ``comment``: what is added to each statement's text; ``observer`` is told of those that fail, or take
     longer than ``slow_after`` seconds. ``listening``: somebody may wait for notifications.
-    ``role``: whether it was to be a standby, None if no matter; ``fitting``: whether it was when it was opened.
+    ``role``: whether it was to be a standby, None if no matter; ``role_matches``: whether it was when it was opened.
     """
 
     __slots__ = (
@@ -95,19 +96,19 @@ class Link:
         "_owner",
         "aio",
         "cancelling",
+        "closing_error",
         "comment",
-        "demoted",
-        "fitting",
         "generation",
         "listening",
+        "observer",
+        "on_read_only_error",
         "pgbouncer",
         "raw",
         "role",
+        "role_matches",
         "running_since",
         "slow_after",
         "target",
-        "verdict",
-        "watch",
     )
 
     def __init__(
@@ -118,14 +119,14 @@ class Link:
         self.target = target
         self.pgbouncer = pgbouncer
         self.role: bool | None = None
-        self.fitting = True
+        self.role_matches = True
         self.generation = 0
-        self.demoted: Callable[[Link], None] | None = None
-        self.watch: Listener | None = None
+        self.on_read_only_error: Callable[[Link], None] | None = None
+        self.observer: StatementObserver | None = None
         self.slow_after: float | None = None
         self.comment = ""
         self.running_since: float | None = None
-        self.verdict: PoolScopeError | None = None
+        self.closing_error: PoolScopeError | None = None
         self._owner: aiopg.Pool | None = owner
         self._loop = asyncio.get_running_loop()
         self._factory: dict[str, Any] = {"cursor_factory": rows} if rows else {}
@@ -151,6 +152,12 @@ class Link:
             and self.aio._waiter is None
             and self.cancelling is None
         )
+
+    @property
+    def executing(self) -> bool:
+        """Whether a statement is in flight that nobody need wait for any more."""
+        executing: bool = self.raw.isexecuting()
+        return executing
 
     @property
     def busy(self) -> bool:
@@ -180,7 +187,7 @@ class Link:
     def in_role(self) -> bool:
         """Whether the server has the role that was looked for, as far as it has said so."""
         told = self.in_standby
-        return self.fitting if told is None or self.role is None else told is self.role
+        return self.role_matches if told is None or self.role is None else told is self.role
 
     async def is_standby(self) -> bool:
         """Whether the server is a read-only standby, asking it if need be. Raises DatabaseUnavailable."""
@@ -194,7 +201,7 @@ class Link:
         except (psycopg2.Error, QueryTimeout) as error:
             raise DatabaseUnavailable(f"{self.target} does not tell its role: {in_words(error)}") from error
 
-    def exposed(self) -> aiopg.Connection:
+    def raw_connection(self) -> aiopg.Connection:
         """Aiopg's connection, for whoever may wait for notifications on it."""
         self.listening = True
         self._hear()
@@ -267,7 +274,7 @@ class Link:
         if self.pgbouncer and (problem := needs_session(sql)) is not None:
             raise PoolScopeError(f"refused with pgbouncer=True: {problem}")
         if not self.closed and (self.cancelling is not None or self.raw.isexecuting()):
-            await self.settle()
+            await self.cancel_and_wait()
         aio._waiter = waiter = self._loop.create_future()
         self.running_since = begun = time.monotonic()
         timer = None if timeout is None else self._loop.call_later(timeout, self.time_out, timeout)
@@ -277,8 +284,8 @@ class Link:
             await waiter
         except psycopg2.Error as error:
             self._after(error)
-            if self.watch is not None:
-                self.watch.failed(self, sql, time.monotonic() - begun, error)
+            if self.observer is not None:
+                self.observer.failed(self, sql, time.monotonic() - begun, error)
             self._raise_ours(error)
             raise
         finally:
@@ -289,8 +296,8 @@ class Link:
                 timer.cancel()
             if self._closing is not None or self.listening:
                 self._wind_up()
-            if self.slow_after is not None and (took := time.monotonic() - begun) >= self.slow_after and self.watch:
-                self.watch.slow(self, sql, took)
+            if self.slow_after is not None and (took := time.monotonic() - begun) >= self.slow_after and self.observer:
+                self.observer.slow(self, sql, took)
 
     def time_out(self, limit: float) -> None:
         """The statement in flight has had its ``limit`` seconds: cancel it on the server, or else close."""
@@ -306,7 +313,7 @@ class Link:
         if self.listening:
             self._hear()
 
-    async def settle(self) -> None:
+    async def cancel_and_wait(self) -> None:
         """Wait until an abandoned statement has ended on the server, cancelling it; close if that takes too long."""
         if self.busy:
             raise ConnectionBusy(BUSY)
@@ -339,10 +346,10 @@ class Link:
         """Ask the server to cancel the statement in flight. Returns at once; ``cancelling`` is done when it knows."""
         self.cancelling = request_cancel(self.raw, self._cancelled) or self.cancelling
 
-    def fail(self, verdict: PoolScopeError) -> None:
-        """Close it under its user, who gets ``verdict``."""
-        if self.verdict is None:
-            self.verdict = verdict
+    def fail(self, closing_error: PoolScopeError) -> None:
+        """Close it under its user, who gets ``closing_error``."""
+        if self.closing_error is None:
+            self.closing_error = closing_error
         if self.cancelling is None and not self.closed and self.raw.isexecuting():
             self.cancel()  # the server would not look for us before abandon_interval, if ever
         self._shut()
@@ -366,22 +373,23 @@ class Link:
 
     def fault(self, error: BaseException) -> Literal["statement", "timeout", "connection"]:
         """What was wrong when a statement raised ``error``."""
-        if isinstance(self.verdict or error, (QueryTimeout, psycopg2.extensions.QueryCanceledError)):
+        if isinstance(self.closing_error or error, (QueryTimeout, psycopg2.extensions.QueryCanceledError)):
             return "timeout"
         return "connection" if self.closed else "statement"
 
     def _raise_ours(self, error: psycopg2.Error) -> None:
         """Raise our own error if the connection or the time is at fault, not the statement."""
-        if self.verdict is not None:
-            raise self.verdict from error
+        if self.closing_error is not None:
+            raise self.closing_error from error
         if isinstance(error, psycopg2.extensions.QueryCanceledError):
             if self._late is not None:
                 raise self._late from error
             raise QueryTimeout(f"the statement was cancelled: {in_words(error)}") from error
         if self.closed:
             raise DatabaseUnavailable(f"the connection to {self.target} died: {in_words(error)}") from error
-        if error.pgcode == READ_ONLY and self.demoted is not None and (standby := self.in_standby) is not False:
-            self.demoted(self)
+        told, standby = self.on_read_only_error, self.in_standby
+        if error.pgcode == READ_ONLY and told is not None and standby is not False:
+            told(self)
             if standby:  # else the transaction, or the role, may have been made read-only
                 raise DatabaseUnavailable(f"{self.target} is a standby and takes no writes") from error
 

@@ -1,23 +1,22 @@
-"""What is mended from inside: the select module that aiopg sees, and psycopg2's way to cancel."""
+"""Patches of aiopg, made from inside: the select module that it sees, and what it does when told of its socket."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import errno
 import select
-import threading
 from typing import TYPE_CHECKING, Any
 
 import aiopg.connection
-import psycopg2
+
+from .libpq import has_no_socket
 
 if TYPE_CHECKING:
     from asyncio import Future
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-__all__ = ("PollingSelect", "go_on", "request_cancel")
+__all__ = ("PollingSelect", "go_on")
 
 
 BROKEN = 2
@@ -107,56 +106,6 @@ def _forget_lost(aio: Any) -> None:
     aiopg asks whether the number is good still. It is, if another thread has opened a file in the same moment, and
     then the loop would go on to watch it: the next socket with this number could not be, whosever it is.
     """
-    if aio._fileno is not None and _libpq is not None and _libpq.PQsocket(aio._conn.pgconn_ptr) < 0:
+    if aio._fileno is not None and has_no_socket(aio._conn):
         _forget(aio._fileno)
         aio._fileno, aio._writing = None, False
-
-
-def _load_libpq() -> Any:
-    """Functions of libpq that psycopg2 has not, or not as they are needed here, found through its own library.
-
-    ``connection.cancel()`` of psycopg2 keeps the interpreter lock while it connects to the server: on a silent
-    network it would stop the whole process, from whichever thread it is called. ctypes lets go of the lock.
-    """
-    try:
-        lib = ctypes.CDLL(psycopg2._psycopg.__file__)
-        lib.PQsocket.argtypes = [ctypes.c_void_p]
-        lib.PQgetCancel.restype = ctypes.c_void_p
-        lib.PQgetCancel.argtypes = [ctypes.c_void_p]
-        lib.PQcancel.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int]
-        lib.PQfreeCancel.argtypes = [ctypes.c_void_p]
-    except (OSError, AttributeError):  # a psycopg2 linked statically: statements are ended by closing instead
-        return None
-    return lib
-
-
-_libpq = _load_libpq()
-
-
-def request_cancel(raw: Any, done: Callable[[Future[None]], None]) -> Future[None] | None:
-    """Ask the server to cancel the statement in flight on a psycopg2 connection. Returns at once.
-
-    ``done`` is called in the loop, with the future that is returned, when the server knows. None: it is not possible.
-    """
-    handle = None if _libpq is None or raw.closed else _libpq.PQgetCancel(raw.pgconn_ptr)
-    if not handle:
-        return None
-    loop = asyncio.get_running_loop()
-    future: Future[None] = loop.create_future()
-    # The handle is a copy: the connection may be closed meanwhile. A daemon thread, because a server that never
-    # answers must not keep the interpreter from exiting.
-    thread = threading.Thread(target=_cancel, args=(handle, loop, done, future), name="poolscope-cancel", daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:  # the system has none left
-        _libpq.PQfreeCancel(handle)
-        return None
-    return future
-
-
-def _cancel(handle: int, loop: asyncio.AbstractEventLoop, done: Callable[..., None], future: Future[None]) -> None:
-    message = ctypes.create_string_buffer(256)
-    _libpq.PQcancel(handle, message, len(message))
-    _libpq.PQfreeCancel(handle)
-    with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
-        loop.call_soon_threadsafe(done, future)

@@ -1,4 +1,4 @@
-"""Targets: which address to try next, and how.
+"""Search: which address to try next, and how.
 
 libpq would do all of this itself, but in asynchronous mode it hangs as soon as it has to change sockets (several
 hosts, a wanted role, TLS with a fall-back), and it resolves names while the event loop stands still. So it is only
@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from aiohttp_poolscope.errors import DatabaseUnavailable
+
+from .address import DEFAULT_SOCKET, Target
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -22,58 +23,24 @@ if TYPE_CHECKING:
     from aiohttp_poolscope.config import PoolConfig
     from aiohttp_poolscope.config.dsn import Host
 
-    from . import Link
+    from .link import Link
 
     Connect = Callable[["Target", str], Awaitable[Link]]
 
-__all__ = ("Target", "Targets")
-
-DEFAULT_SOCKET = "local socket"
+__all__ = ("Search",)
 
 TLS_ATTEMPTS: Mapping[str, tuple[str, ...]] = {"prefer": ("require", "disable"), "allow": ("disable", "require")}
 """libpq's two modes that may need a second connection, as the modes to try one after the other."""
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One numeric address or socket directory. ``name`` is the host as configured: certificates are checked for it."""
-
-    name: str
-    address: str | None
-    port: int
-
-    @property
-    def local(self) -> bool:
-        """Whether it is a Unix socket: no name to resolve, no TLS."""
-        return self.address is None
-
-    def __str__(self) -> str:
-        if self.name.startswith(("/", "@", "[")) or self.local or self.name == self.address:
-            return f"{self.name}:{self.port}"
-        return f"{self.name}:{self.port} ({self.address})"
-
-    def of(self, host: Host) -> bool:
-        """Whether it is one of this host's."""
-        return (self.name, self.port) == (host.host or host.hostaddr or DEFAULT_SOCKET, host.port)
-
-    def parameters(self) -> dict[str, str]:
-        """As libpq's parameters."""
-        found = {"port": str(self.port)}
-        if self.name != DEFAULT_SOCKET:
-            found["host"] = self.name
-        if self.address is not None:
-            found["hostaddr"] = self.address
-        return found
-
-
 ROLES: Mapping[str, bool | None] = {"any": None, "primary": False, "standby": True, "prefer-standby": True}
 """Whether the server that is looked for is a standby; None: whatever it is."""
 
-SEEK_EVERY = 5.0
-"""Seconds between looks for a standby, while one is preferred and only a primary answers."""
+IN_VAIN = 10.0
+"""Seconds for which a search that met no server of the preferred role is not repeated by other connects."""
 
 
-class _Search:
+class _Round:
     """What one search is for, and the server of the other role that it has met and would make do with."""
 
     def __init__(self, standby: bool | None, failures: int, *, lenient: bool, hasty: bool) -> None:
@@ -87,11 +54,11 @@ class _Search:
         """Whether it is found. A link that is not wanted is closed, or kept as the spare one."""
         try:
             link.role = self._standby
-            link.fitting = self._standby is None or await link.is_standby() is self._standby
+            link.role_matches = self._standby is None or await link.is_standby() is self._standby
         except BaseException:
             link.close()
             raise
-        if link.fitting or self._hasty:
+        if link.role_matches or self._hasty:
             return True
         if self._lenient and self.spare is None:
             self.spare = link
@@ -109,7 +76,7 @@ class _Search:
             self.spare.close()
 
 
-class Targets:
+class Search:
     """The hosts of one pool, in the order to try them: the one that answered last comes first."""
 
     def __init__(self, config: PoolConfig) -> None:
@@ -131,11 +98,11 @@ class Targets:
         """
         lenient = lenient and self._role == "prefer-standby"
         hasty = lenient and time.monotonic() < self._in_vain_until
-        search = _Search(ROLES[self._role], self._failures, lenient=lenient, hasty=hasty)
+        search = _Round(ROLES[self._role], self._failures, lenient=lenient, hasty=hasty)
         try:
-            return await self._search(connect, search)
+            return await self._first(connect, search)
         except DatabaseUnavailable:
-            self._in_vain_until = time.monotonic() + 2 * SEEK_EVERY  # another look comes before that
+            self._in_vain_until = time.monotonic() + IN_VAIN  # the pool looks for the role more often than that
             if search.spare is None:
                 raise
             found, search.spare = search.spare, None
@@ -148,7 +115,7 @@ class Targets:
         """One more connection to where there is one."""
         return await connect(target, next(self._tls_modes(target)))
 
-    async def _search(self, connect: Connect, search: _Search) -> Link:
+    async def _first(self, connect: Connect, search: _Round) -> Link:
         said: list[str] = []
         cause: Exception | None = None
         for host in tuple(self._hosts):
@@ -163,7 +130,7 @@ class Targets:
                 said.append(f"{_name(host)}: {error}")
         raise DatabaseUnavailable(f"cannot connect to {self._what}: {'; '.join(dict.fromkeys(said))}") from cause
 
-    async def _open_host(self, connect: Connect, host: Host, search: _Search) -> Link:
+    async def _open_host(self, connect: Connect, host: Host, search: _Round) -> Link:
         problem: Exception = OSError("the name has no address")
         for target in await self._resolve(host):
             tls_problem: Exception | None = None
@@ -211,11 +178,11 @@ class Targets:
             yield known
         yield from (mode for mode in modes if mode != known)
 
-    def _worked(self, link: Link, search: _Search) -> None:
+    def _worked(self, link: Link, search: _Round) -> None:
         """Try its host first from now on, unless one has failed since the search began: it may be this one."""
         if search.failures == self._failures:
             self._hosts.sort(key=lambda host: not link.target.of(host))
-        if link.fitting:
+        if link.role_matches:
             self._in_vain_until = float("-inf")
 
     def failed(self, target: Target) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 __all__ = ("CHECKING", "GONE", "IDLE", "LENT", "REPAIRING", "Outcome", "Slot", "SlotState", "Waiter")
 
@@ -46,7 +46,7 @@ class Slot(Generic[L]):
         self.state = REPAIRING
         self.since = 0.0
         self.used = 0.0
-        self.holder: object = None
+        self.holder: Any = None
 
 
 class Waiter(Generic[L]):

@@ -1,4 +1,4 @@
-"""Drain: how a pool ends.
+"""Drain: how the leases of a pool end.
 
 Begun when the application starts to shut down, beside aiohttp's own waiting for handlers: those handlers hold our
 connections, and aiohttp would wait for them twice its ``shutdown_timeout``.
@@ -8,61 +8,48 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from aiohttp_poolscope.events import DrainFinished, DrainStarted
+from .holders import holders, leases
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .pool import Pool
 
-__all__ = ("Drain",)
+__all__ = ("Drain", "Drained")
 
 STEP = 0.02
 """Seconds between looks at the leases that are left."""
 
 
+@dataclass
+class Drained:
+    """What a drain has come to: tasks that were ``cancelled``, and leases that only force will end."""
+
+    cancelled: int = 0
+    forced: tuple[str, ...] = ()
+
+
 class Drain:
-    """Wait for leases, cancel their tasks, wait again, then close by force. Every wait has an end."""
+    """Wait for leases, cancel their tasks, wait again. Every wait has an end."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._task: asyncio.Task[None] | None = None
+        self._owner = asyncio.current_task()
 
-    @property
-    def begun(self) -> bool:
-        """Whether the pool is ending."""
-        return self._task is not None
-
-    def begin(self) -> asyncio.Task[None]:
-        """Refuse who has not started, and start to drain. The task is done when the pool is closed."""
-        if self._task is None:
-            self._pool.gate.drain()
-            # Not one of the pool's own tasks: it is the one that ends them.
-            self._task = asyncio.get_running_loop().create_task(self._run(), name=f"poolscope {self._pool.key}: drain")
-            self._pool.watch.tell(DrainStarted, in_use=self._pool.gate.lent)
-        return self._task
-
-    async def _run(self) -> None:
-        pool, config = self._pool, self._pool.config
-        begun = time.monotonic()
-        taken = pool.gate.taken
-        try:
-            await self._until(begun + config.drain_grace, self._in_use)
-            cancelled = self._cancel()
-            if cancelled:
-                await self._until(begun + config.drain_timeout, self._coming_back)
-            forced = [f"{it.method or 'no request'} {it.path or it.task or ''}".strip() for it in pool.leases()]
-        finally:
-            await pool.stop()
-        pool.watch.tell(
-            DrainFinished,
-            duration=time.monotonic() - begun,
-            served=pool.gate.taken - taken,
-            cancelled=cancelled,
-            forced=tuple(forced),
+    async def run(self) -> Drained:
+        """Wait until no lease is left, ``drain_timeout`` seconds at most; refuse everybody from ``drain_grace`` on."""
+        config, begun, result = self._pool.config, time.monotonic(), Drained()
+        await self._until(begun + config.drain_grace, self._in_use)
+        result.cancelled = self._cancel()
+        if result.cancelled:
+            await self._until(begun + config.drain_timeout, self._coming_back)
+        result.forced = tuple(
+            f"{it.method or 'no request'} {it.path or it.task or ''}".strip() for it in leases(self._pool.gate)
         )
+        return result
 
     async def _until(self, end: float, busy: Callable[[], bool]) -> None:
         while busy():
@@ -77,17 +64,17 @@ class Drain:
 
     def _coming_back(self) -> bool:
         """Whether a connection may still be returned. A leaked one is not: its task has ended without it."""
-        return bool(self._pool.gate.repairing or self._pool.gate.handed or self._holders())
+        return bool(self._pool.gate.repairing or self._pool.gate.handed or self._tasks())
 
-    def _holders(self) -> set[asyncio.Task[Any]]:
+    def _tasks(self) -> set[asyncio.Task[Any]]:
         """The living tasks that hold a connection; not the application's own, which is the one that shuts down."""
-        tasks = {db.task for _, db in self._pool.holders() if db.task is not None and not db.task.done()}
-        return tasks - {self._pool.owner}
+        tasks = {db.task for _, db in holders(self._pool.gate) if db.task is not None and not db.task.done()}
+        return tasks - {self._owner}
 
     def _cancel(self) -> int:
-        """End the grace: who still holds or awaits a connection is cancelled."""
+        """End the grace: whoever still holds or awaits a connection is cancelled."""
         self._pool.gate.close()
-        tasks = self._holders()
+        tasks = self._tasks()
         for task in tasks:
             task.cancel("the application is shutting down")
         return len(tasks)

@@ -1,16 +1,31 @@
-"""Who holds a connection, in words. Only made when somebody asks."""
+"""Holders: the leases of a pool, and their description. Made only when somebody asks."""
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
+from aiohttp_poolscope.connection import ScopedConnection
 from aiohttp_poolscope.request import path_of, request_id, route_of
 from aiohttp_poolscope.stats import Lease
 
 if TYPE_CHECKING:
-    from aiohttp_poolscope.connection import ScopedConnection
+    from aiohttp_poolscope.driver import Link
+    from aiohttp_poolscope.gate import Gate, Slot
 
-__all__ = ("describe", "whose")
+__all__ = ("describe", "holders", "leases", "whose")
+
+
+def holders(gate: Gate[Link]) -> list[tuple[Slot[Link], ScopedConnection]]:
+    """The leases there are: each slot that is lent, with its holder."""
+    return [(slot, slot.holder) for slot in tuple(gate.slots) if isinstance(slot.holder, ScopedConnection)]
+
+
+def leases(gate: Gate[Link]) -> tuple[Lease, ...]:
+    """The leases there are, in words, the longest first."""
+    now = time.monotonic()
+    found = [describe(db, now - slot.since) for slot, db in holders(gate)]
+    return tuple(sorted(found, key=lambda lease: -lease.held))
 
 
 def whose(db: ScopedConnection) -> dict[str, str | None]:
@@ -31,7 +46,7 @@ def describe(db: ScopedConnection, held: float) -> Lease:
         task=None if db.task is None else db.task.get_name(),
         held=held,
         where=_where(db),
-        stack=_stack(db) if db._pool.config.stacks else None,
+        stack=_stack(db) if db._lender.stacks else None,
     )
 
 

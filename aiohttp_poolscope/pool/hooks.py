@@ -19,10 +19,9 @@ from aiohttp_poolscope.request import comment_for, request_id
 
 if TYPE_CHECKING:
     from aiohttp_poolscope.config import Hook, PoolConfig
+    from aiohttp_poolscope.connection import Lender
     from aiohttp_poolscope.driver import Link
     from aiohttp_poolscope.gate import Slot
-
-    from .pool import Pool
 
 __all__ = ("before_lending", "prepare", "run")
 
@@ -52,7 +51,7 @@ async def _name_session(db: ScopedConnection) -> None:
         await db.execute("RESET application_name")
     else:
         # PostgreSQL cuts it at 63 bytes.
-        await db.execute("SET application_name = %s", (f"{db._pool.key}:{request_id(db.client)}",))
+        await db.execute("SET application_name = %s", (f"{db._lender.key}:{request_id(db.client)}",))
 
 
 async def _comment(db: ScopedConnection) -> None:
@@ -62,50 +61,50 @@ async def _comment(db: ScopedConnection) -> None:
 _name_session.__qualname__ = _comment.__qualname__ = "request_tag"
 
 
-async def run(pool: Pool, hook: Any, slot: Slot[Link]) -> None:
+async def run(lender: Lender, hook: Any, link: Link) -> None:
     """Run ``on_connect`` or ``on_release``, on a connection that nobody has."""
-    db = ScopedConnection(pool, once=True)
-    db._link = slot.link  # and no slot: a release() in the hook gives nothing back
+    db = ScopedConnection(lender, once=True)
+    db._link = link  # and no slot: a release() in the hook gives nothing back
     try:
-        await _call(hook, db, slot.link)
+        await _call(hook, db, link)
     except (DatabaseError, PoolScopeError, TimeoutError):
         raise
     except Exception as error:
-        logger.exception("pool %r: the hook %s failed", pool.key, _name(hook))
+        logger.exception("pool %r: the hook %s failed", lender.key, _name(hook))
         raise DatabaseUnavailable(f"the hook {_name(hook)} failed: {error!r}") from error
     finally:
         db._link = None
         db._end("the hook")
 
 
-async def prepare(pool: Pool, hook: Any, db: ScopedConnection, slot: Slot[Link], limit: float) -> None:
+async def prepare(lender: Lender, hook: Any, db: ScopedConnection, slot: Slot[Link], limit: float) -> None:
     """Run ``on_acquire`` on the connection that ``db`` has borrowed, within ``limit`` seconds. It raises what it likes.
 
     On an object of its own: no other task of the request may run a statement before the hook has, say, set the tenant.
     """
-    first = ScopedConnection(pool, once=True)
+    first = ScopedConnection(lender, once=True)
     first.client, first.route, first.method, first.task = db.client, db.route, db.method, db.task
     first.handling = db.handling
     db._slot = db._link = None
-    first._hold(slot)
+    first._attach(slot)
     try:
         # However late it was lent: given up at once, a good connection would be closed for nothing.
         async with asyncio.timeout(max(limit, LEAST)) as timer:
             await _call(hook, first, slot.link)
     except BaseException as error:
         slot.expires = float("-inf")
-        first._let_go()
+        first._give_back()
         if isinstance(error, TimeoutError) and timer.expired():
             raise PoolExhausted(
-                f"pool {pool.key!r}: on_acquire ({_name(hook)}) did not end within acquire_timeout"
+                f"pool {lender.key!r}: on_acquire ({_name(hook)}) did not end within acquire_timeout"
             ) from error
         raise
     held, first._slot, first._link = first._slot, None, None
     first._end("on_acquire")
     if held is None:
-        raise ConnectionReleased(f"pool {pool.key!r}: the connection was released or taken away in on_acquire")
+        raise ConnectionReleased(f"pool {lender.key!r}: the connection was released or taken away in on_acquire")
     db.reported = first.reported
-    db._hold(slot)
+    db._attach(slot)
 
 
 async def _call(hook: Any, db: ScopedConnection, link: Link) -> None:

@@ -1,6 +1,7 @@
-"""Janitor: one task that looks at everything which no event announces.
+"""Housekeeper: one task that looks at everything which no event announces.
 
-It sweeps every 50 ms while anyone waits, every second otherwise. Who waits too long has its timer from a sweep.
+It sweeps every 50 ms while anyone waits, every second otherwise. A borrow that waits too long has its timer from a
+sweep.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from aiohttp_poolscope.driver.search import SEEK_EVERY
 from aiohttp_poolscope.errors import QueryTimeout
 from aiohttp_poolscope.gate import SlotState
+from aiohttp_poolscope.request import client_gone
+
+from .holders import holders
+from .pool import SILENCE_MARGIN
 
 if TYPE_CHECKING:
     from aiohttp_poolscope.connection import ScopedConnection
@@ -23,40 +27,31 @@ if TYPE_CHECKING:
 
     from .pool import Pool
 
-__all__ = ("Janitor",)
+__all__ = ("Housekeeper",)
 
 logger = logging.getLogger("aiohttp_poolscope")
 
 BUSY, CALM = 0.05, 1.0
 """Seconds between sweeps. One sweep over 2,000 waiters costs about half a millisecond."""
 
-SILENCE_MARGIN = 1.0
-"""Seconds beyond statement_timeout after which it is the network that is silent, not the server that is slow."""
 
-
-class Janitor:
-    """Sweeps the queue, the leases and the idle connections of one pool."""
+class Housekeeper:
+    """Sweeps the queue, the leases and the idle connections of one pool. ``leaked`` counts leases held too long."""
 
     def __init__(self, pool: Pool) -> None:
+        self.leaked = 0
         self._pool = pool
         self._rush = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._housekept_at = 0.0
-        self._seeking: asyncio.Task[None] | None = None
-        self._sought_at = 0.0
         self._cancelled: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
 
     def start(self) -> None:
-        """Begin."""
-        self._task = self._pool.spawn(self._run(), "janitor")
+        """Begin to sweep."""
+        self._task = self._pool.tasks.spawn(self._run(), "housekeeper")
 
-    def stop(self) -> None:
-        """End."""
-        if self._task is not None:
-            self._task.cancel()
-
-    def hurry(self) -> None:
-        """Somebody waits, and only a sweep sets its timer."""
+    def wake(self) -> None:
+        """Sweep soon: a borrow is queued, and only a sweep sets its timer."""
         if self._task is not None and self._task.done() and not self._pool.gate.closed:
             self.start()  # whatever ended it: a filter of the user's log, say
         if not self._rush.is_set():
@@ -81,37 +76,28 @@ class Janitor:
     def sweep(self, now: float) -> None:
         """Look at everything once."""
         pool = self._pool
-        pool.set_timers(now)
+        pool.queue.set_timers(now)
         pool.gate.sweep(now)
-        for slot, db in pool.holders():
+        for slot, db in holders(pool.gate):
             self._look_at_lease(slot, db, now)
         if now - self._housekept_at >= CALM:
             self._housekept_at = now
             for slot in pool.gate.idle_slots():
                 self._look_at_idle(slot, now)
-            self._look_for_role(now)
-        pool.attend()
-
-    def _look_for_role(self, now: float) -> None:
-        """While a connection is to a server of another role than wanted: look for a better one now and then."""
-        pool = self._pool
-        if self._seeking is not None and not self._seeking.done():
-            self._sought_at = now
-        elif now - self._sought_at >= SEEK_EVERY and not all(slot.link.in_role for slot in pool.gate.slots):
-            self._sought_at = now
-            self._seeking = pool.spawn(pool.seek(), "seek")
+            pool.roles.look(now)
+        pool.replenish()
 
     def _look_at_lease(self, slot: Slot[Link], db: ScopedConnection, now: float) -> None:
         pool, config = self._pool, self._pool.config
         held = now - slot.since
         if config.leak_threshold is not None and held > config.leak_threshold and not db.reported:
             db.reported = True
-            pool.leaked += 1
-            pool.watch.leaked(db, held)
+            self.leaked += 1
+            pool.reporter.leaked(db, held)
         if config.max_lease is not None and held > config.max_lease:
             db._revoke(f"it was held for more than max_lease ({config.max_lease:g} s)")
         # Once: a second one would interrupt the handler's own cleaning up.
-        elif config.cancel_abandoned and _client_left(db) and db.task not in self._cancelled:
+        elif config.cancel_abandoned and _is_for_nobody(db) and db.task not in self._cancelled:
             self._cancelled.add(db.task)
             db.task.cancel("the client has left")
         self._look_at_statement(slot.link, now)
@@ -127,26 +113,26 @@ class Janitor:
 
     def _look_at_idle(self, slot: Slot[Link], now: float) -> None:
         pool, config = self._pool, self._pool.config
-        if slot.state is not SlotState.IDLE:  # somebody who was told of another's end has taken or closed it
+        if slot.state is not SlotState.IDLE:  # a subscriber that was told of another's end has taken or closed it
             return
         spare = len(pool.gate.slots) > config.minsize
         if slot.link.closed:
-            pool.bury(slot)
+            pool.inventory.discard_dead(slot)
         elif now >= slot.expires:
-            pool.drop(slot, "lifetime")
+            pool.inventory.discard(slot, "lifetime")
         elif spare and _longer(now - slot.used, config.idle_timeout):
-            pool.drop(slot, "idle")
+            pool.inventory.discard(slot, "idle")
         elif _longer(now - slot.since, config.keepalive):
             pool.gate.repair(slot, now)
-            pool.repairs.check(slot, "keepalive")
+            pool.recycler.check(slot, "keepalive")
 
 
 def _longer(age: float, limit: float | None) -> bool:
     return limit is not None and age > limit
 
 
-def _client_left(db: ScopedConnection) -> bool:
-    """Whether it is a GET or HEAD that nobody waits for any more."""
+def _is_for_nobody(db: ScopedConnection) -> bool:
+    """Whether it is a GET or HEAD whose client has left."""
     if db.method not in ("GET", "HEAD") or not db.handling or db.task is None:
         return False
-    return db.client is not None and db.client.transport is None
+    return db.client is not None and client_gone(db.client)

@@ -1,4 +1,4 @@
-"""Repairs: what happens to a connection between two leases, in tasks that the pool knows.
+"""Recycler: what happens to a connection between two leases, in tasks that the pool knows.
 
 The gate has set the connection aside meanwhile: nobody is lent it, nobody waits for it, and its room stays taken.
 """
@@ -13,57 +13,80 @@ from aiohttp_poolscope.driver import IDLE, DatabaseError, without_values
 from aiohttp_poolscope.errors import ConnectionReleased, PoolScopeError
 from aiohttp_poolscope.gate import SlotState
 
-from . import hooks
-
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
     from typing import Any
 
+    from aiohttp_poolscope.config import PoolConfig
     from aiohttp_poolscope.driver import Link
     from aiohttp_poolscope.events import CloseReason
-    from aiohttp_poolscope.gate import Slot
+    from aiohttp_poolscope.gate import Gate, Slot
     from aiohttp_poolscope.stats import Histogram
 
-    from .pool import Pool
+    from .inventory import Inventory
+    from .maintenance import Maintenance
+    from .reporter import Reporter
+    from .tasks import Tasks
 
-__all__ = ("PING_LIMIT", "Repairs")
+__all__ = ("PING_LIMIT", "Recycler")
 
 PING_LIMIT = 1.0
 """Seconds that a connection has to answer a ping; it is counted in the borrower's ``acquire_timeout``."""
 
-REPAIR_LIMIT = 5.0
+RESTORE_LIMIT = 5.0
 """Seconds that a returned connection has to be rolled back and reset; longer than that, a new one is cheaper."""
 
 
-class Repairs:
-    """Rolls back, resets and pings the connections of one pool."""
+class Recycler:
+    """Restores returned connections and pings idle ones.
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+    ``repaired`` counts those that came back in a transaction, ``abandoned`` the statements that nobody waited for.
+    ``changed`` is called whenever a connection is free again, or gone.
+    """
+
+    def __init__(
+        self,
+        config: PoolConfig,
+        gate: Gate[Link],
+        maintenance: Maintenance,
+        inventory: Inventory,
+        tasks: Tasks,
+        *,
+        reporter: Reporter,
+        changed: Callable[[], None],
+    ) -> None:
+        self.ping = reporter.histogram("ping")
+        self.reset = reporter.histogram("reset")
+        self.repaired = self.abandoned = 0
+        self._check_after_idle = config.check_after_idle
+        self._gate = gate
+        self._maintenance = maintenance
+        self._inventory = inventory
+        self._tasks = tasks
+        self._changed = changed
         self._checks: set[asyncio.Task[bool]] = set()
 
-    def begin(self, slot: Slot[Link]) -> None:
+    def recycle(self, slot: Slot[Link]) -> None:
         """Make a returned connection as new, or close it."""
-        self._pool.spawn(self._repair(slot), "repair")
+        self._tasks.spawn(self._recycle(slot), "recycle")
 
     def check(self, slot: Slot[Link], name: str = "check") -> asyncio.Task[bool]:
         """Ping a connection that was idle. The task's result is whether it answered."""
-        task = self._pool.spawn(self._check(slot), name)
+        task = self._tasks.spawn(self._check(slot), name)
         self._checks.add(task)
         task.add_done_callback(self._checks.discard)
         return task
 
     async def probe(self) -> bool | None:
         """Ping the idle connection that was used last: whether it, or any other, answered. None: none is idle."""
-        pool = self._pool
         asked = None
-        for slot in reversed(pool.gate.idle_slots()):
+        for slot in reversed(self._gate.idle_slots()):
             if slot.state is not SlotState.IDLE:
                 continue
             if slot.link.closed:
-                pool.bury(slot)
+                self._inventory.discard_dead(slot)
                 continue
-            pool.gate.repair(slot, time.monotonic())
+            self._gate.repair(slot, time.monotonic())
             asked = False
             if await _any_answered({self.check(slot, "probe")}):
                 return True
@@ -72,30 +95,30 @@ class Repairs:
                 return True
         return asked
 
-    async def _repair(self, slot: Slot[Link]) -> None:
+    async def _recycle(self, slot: Slot[Link]) -> None:
         try:
-            await self._restore(slot, self._mend(slot), REPAIR_LIMIT, self._pool.reset)
+            await self._settle(slot, self._restore(slot), RESTORE_LIMIT, self.reset)
         finally:
-            self._pool.attend()
+            self._changed()
 
     async def _check(self, slot: Slot[Link]) -> bool:
-        pool, answered = self._pool, False
+        answered = False
         try:
-            answered = await self._restore(slot, slot.link.ping(), PING_LIMIT, pool.ping)
+            answered = await self._settle(slot, self._maintenance.ping(slot.link), PING_LIMIT, self.ping)
         finally:
             if not answered:
                 # A network that is silent is silent for all: they are asked together, not one after the other.
                 now = time.monotonic()
-                for other in pool.gate.idle_slots():
-                    if now - other.since > pool.config.check_after_idle:
-                        pool.gate.repair(other, now)
+                for other in self._gate.idle_slots():
+                    if now - other.since > self._check_after_idle:
+                        self._gate.repair(other, now)
                         self.check(other)
-            pool.attend()
+            self._changed()
         return answered
 
-    async def _restore(self, slot: Slot[Link], work: Coroutine[Any, Any, None], limit: float, took: Histogram) -> bool:
+    async def _settle(self, slot: Slot[Link], work: Coroutine[Any, Any, None], limit: float, took: Histogram) -> bool:
         """Do ``work`` on a connection; afterwards it is free again, or gone. Whether the work succeeded."""
-        pool, done, said, begun = self._pool, False, None, time.monotonic()
+        done, said, begun = False, None, time.monotonic()
         try:
             async with asyncio.timeout(limit):
                 await work
@@ -104,15 +127,15 @@ class Repairs:
             said = f"no answer within {limit:g} s" if isinstance(error, TimeoutError) else without_values(error)
         finally:
             now = time.monotonic()
-            if done and slot.link.clean and now < slot.expires and not pool.gate.closed:
-                pool.gate.give(slot, now)
+            if done and slot.link.clean and now < slot.expires and not self._gate.closed:
+                self._gate.give(slot, now)
             else:
-                pool.drop(slot, "failed" if said else self._reason(slot, now), said)
+                self._inventory.discard(slot, "failed" if said else self._reason(slot, now), said)
             took.record(now - begun)
         return done
 
     def _reason(self, slot: Slot[Link], now: float) -> CloseReason:
-        if self._pool.gate.closed:
+        if self._gate.closed:
             return "shutdown"
         if slot.link.closed:
             return "dead"
@@ -120,33 +143,17 @@ class Repairs:
             return "failed"
         return "lifetime" if slot.expires > float("-inf") else "expired"
 
-    async def _mend(self, slot: Slot[Link]) -> None:
-        """Whatever a returned connection needs to be as new. It is left as it is where that is not worth it."""
-        pool, link = self._pool, slot.link
+    async def _restore(self, slot: Slot[Link]) -> None:
+        """Make a returned connection as new. It is left as it is where that is not worth it."""
+        link = slot.link
         if link.busy:  # somebody the lease was not known to still waits for a statement
-            pool.abandoned += 1
+            self.abandoned += 1
             link.fail(ConnectionReleased("the request ended while a statement of a task it left behind was running"))
         if link.closed or time.monotonic() >= slot.expires:
-            pool.dead += link.closed
             return
-        if not link.clean:
-            if link.status != IDLE or link.cancelling is not None:
-                pool.repaired += 1
-            if link.raw.isexecuting():
-                pool.abandoned += 1
-            await link.settle()
-            if not link.closed and link.status != IDLE:
-                await link.run(link.cursor(), "ROLLBACK")
-        await self._reset(slot)
-
-    async def _reset(self, slot: Slot[Link]) -> None:
-        config, link = self._pool.config, slot.link
-        if config.on_release is not None:
-            await hooks.run(self._pool, config.on_release, slot)
-        if config.reset != "rollback" and not link.closed:
-            await link.run(link.cursor(), "DISCARD ALL" if config.reset == "full" else config.reset)
-            if config.reset == "full" and config.on_connect is not None:
-                await hooks.run(self._pool, config.on_connect, slot)
+        self.repaired += link.status != IDLE or link.cancelling is not None
+        self.abandoned += link.executing
+        await self._maintenance.restore(link)
 
 
 async def _any_answered(checks: set[asyncio.Task[bool]]) -> bool:

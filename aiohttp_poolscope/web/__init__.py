@@ -1,5 +1,6 @@
 """The plugin as an aiohttp application meets it: scope, middleware, marks on handlers, errors as responses."""
 
-from .scope import PoolScope, ScopeKey, setup
+from .middleware import ScopeKey
+from .scope import PoolScope, open, setup  # noqa: A004
 
-__all__ = ("PoolScope", "ScopeKey", "setup")
+__all__ = ("PoolScope", "ScopeKey", "open", "setup")

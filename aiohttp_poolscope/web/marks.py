@@ -93,4 +93,4 @@ def _marked(handler: H, **wants: Any) -> H:
     # A bound method takes no attributes, and its function is not this object's alone.
     marked: Any = functools.partial(handler) if inspect.ismethod(handler) else handler
     setattr(marked, ATTRIBUTE, mark)
-    return cast(H, marked)
+    return cast("H", marked)

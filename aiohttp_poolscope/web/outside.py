@@ -1,4 +1,4 @@
-"""Direct: a scope's pool for code outside of requests, and what there is to know about it. Knows nothing of aiohttp."""
+"""Outside: a scope for code outside of requests, and what there is to know about it. It knows nothing of aiohttp."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import contextvars
 import inspect
 import random
 import time
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from aiohttp_poolscope.connection import Acquisition, ScopedConnection
 from aiohttp_poolscope.driver import DatabaseError, sqlstate
 from aiohttp_poolscope.errors import ConfigError, DatabaseUnavailable, PoolScopeError, ShuttingDown
-from aiohttp_poolscope.pool.recycler import PING_LIMIT
+from aiohttp_poolscope.events import Events
+from aiohttp_poolscope.logs import LOGGED, log_callback_error, write
+from aiohttp_poolscope.pool import Lifecycle, leases
 from aiohttp_poolscope.stats import Lease, PoolStats
 
 if TYPE_CHECKING:
@@ -21,11 +24,11 @@ if TYPE_CHECKING:
 
     from aiohttp_poolscope.config import PoolConfig
     from aiohttp_poolscope.connection import Isolation, Transaction
-    from aiohttp_poolscope.events import Event, Events
+    from aiohttp_poolscope.events import Event
     from aiohttp_poolscope.pool import Pool
     from aiohttp_poolscope.stats import Duration
 
-__all__ = ("Direct", "State", "current", "is_plain")
+__all__ = ("Outside", "State", "current", "is_plain")
 
 T = TypeVar("T")
 C = TypeVar("C", bound="Callable[[Event], object]")
@@ -47,20 +50,74 @@ def is_plain(callback: object) -> bool:
     return called is not None and not any(map(inspect.iscoroutinefunction, (callback, called)))
 
 
-class Direct:
-    """What needs a pool and no request. ``PoolScope`` says when there is a pool."""
+class Outside:
+    """What needs a pool and no request."""
 
-    config: PoolConfig
-    _pool: Pool | None
-    _ran: bool
-    _events: Events
+    def __init__(self, config: PoolConfig) -> None:
+        self.config = config
+        self._events = Events(partial(log_callback_error, config.key))
+        self._events.listen(write, *LOGGED)
+        self._run: Lifecycle | None = None
+        self._ran = False
+        self._users = 0
+        # Applications that are not shutting down, and blocks.
+        self._needed_by: list[object] = []
+        self._starting: asyncio.Lock
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Self]:
+        """Open the pool, and drain and close it at the end of the block: for use without an application.
+
+        ``async with scope.running(): await scope.execute(...)`` is for command lines, workers and migrations. Inside
+        of another such block, or of an application that is running, the pool is the same, and ends with the last.
+        Raises DatabaseUnavailable when ``connect_at_start`` finds no database.
+        """
+        block = object()
+        self._needed_by.append(block)
+        try:
+            await self._enter()
+            try:
+                yield self
+            finally:
+                await self._leave()
+        finally:
+            self._needed_by.remove(block)
+
+    async def _enter(self) -> None:
+        """Open the pool, unless somebody has. To be paired with ``_leave`` once it has returned."""
+        if not self._users:
+            self._starting = asyncio.Lock()
+        self._users += 1
+        try:
+            async with self._starting:  # two may start at once
+                if self._run is not None and self._run.draining:  # that of the run before
+                    await asyncio.shield(self._run.begin_drain())
+                    self._run = None
+                if self._run is None:
+                    self._ran = False
+                    run = Lifecycle(self.config, self._events)
+                    await run.start()
+                    self._run = run
+        except BaseException:
+            await self._leave()
+            raise
+
+    async def _leave(self) -> None:
+        """Drain and close the pool, if nobody else is there."""
+        self._users -= 1
+        if self._run is not None and not self._users:
+            run, self._ran = self._run, True
+            try:
+                await asyncio.shield(run.begin_drain())
+            finally:
+                self._run = None
 
     @property
     def state(self) -> State:
         """``starting`` until the pool is open, ``serving``, ``draining`` once the shutdown began, then ``closed``."""
-        if self._pool is None:
+        if self._run is None:
             return "closed" if self._ran else "starting"
-        return "draining" if self._pool.drain.begun else "serving"
+        return "draining" if self._run.draining else "serving"
 
     def on_event(self, callback: C, *kinds: type[Event]) -> C:
         """Call ``callback(event)`` for what happens to the pool, or for these kinds and families of ``events`` only.
@@ -87,7 +144,7 @@ class Direct:
 
     def expire(self) -> None:
         """Replace every connection as it comes back: after a change of passwords, roles or the primary."""
-        self._running().expire()
+        self._open_pool().expire()
 
     def acquire(self, timeout: float | None = None) -> Acquisition:
         """A connection for code outside of requests, or a second one inside.
@@ -96,7 +153,7 @@ class Direct:
         ``timeout`` seconds at most (default: ``acquire_timeout``; 0: one that needs no ping). Raises PoolExhausted,
         DatabaseUnavailable or ShuttingDown.
         """
-        pool = self._running()
+        pool = self._open_pool()
         pool.check_loop()
         db = ScopedConnection(pool, once=True)
         db.task = asyncio.current_task()
@@ -178,42 +235,31 @@ class Direct:
         opened (1 s as well). Answers: "starting", "draining", "closed", "breaker open", "no answer", and "stalled" if
         all ``maxsize`` are in use, and none has come back for longer than a statement may take.
         """
-        pool = self._pool
-        if pool is None or pool.drain.begun:
+        if self.state != "serving":
             return self.state
-        if pool.unreachable:
-            return "breaker open"
-        gate = pool.gate
-        answered = await pool.repairs.probe()
-        if answered is None and gate.slots and not pool.stalled():
-            return None
-        if not answered and len(gate.slots) < gate.maxsize:
-            answered = await pool.opener.reaches(PING_LIMIT)
-        if answered:
-            return None
-        if self.state != "serving":  # by now
-            return self.state
-        return "no answer" if len(gate.slots) < gate.maxsize else "stalled"
+        trouble = await self._open_pool().trouble()
+        # It may have ended meanwhile.
+        return trouble if trouble is None or self.state == "serving" else self.state
 
     def stats(self) -> PoolStats:
         """The numbers of this moment; all zero while there is no pool. Any thread may ask."""
-        pool = self._pool
-        if pool is None:
+        run = self._run
+        if run is None:
             return PoolStats(minsize=self.config.minsize, maxsize=self.config.maxsize)
-        return pool.stats()
+        return run.stats()
 
     def leases(self) -> tuple[Lease, ...]:
         """Who holds a connection, since when and for which request; the longest first."""
-        pool = self._pool
-        return () if pool is None else pool.leases()
+        run = self._run
+        return () if run is None else leases(run.pool.gate)
 
-    def _running(self) -> Pool:
-        if self._pool is None:
+    def _open_pool(self) -> Pool:
+        if self._run is None:
             raise self._not_serving()
-        return self._pool
+        return self._run.pool
 
     def _not_serving(self) -> PoolScopeError:
-        if self._pool is not None or self._ran:
+        if self._run is not None or self._ran:
             return ShuttingDown(f"pool {self.config.key!r} is shutting down or closed")
         return PoolScopeError(
             f"pool {self.config.key!r} is not started: use scope.setup(app), or append scope.cleanup_ctx to "

@@ -9,7 +9,7 @@ import logging
 from aiohttp import web
 
 from aiohttp_poolscope.errors import PoolScopeError, ShuttingDown
-from aiohttp_poolscope.logs import Seldom
+from aiohttp_poolscope.logs import LogLimiter
 from aiohttp_poolscope.request import path_of, request_id, route_of
 
 __all__ = ("answer", "only_ours")
@@ -19,7 +19,7 @@ logger = logging.getLogger("aiohttp_poolscope")
 CLIENT_GONE = 499
 """nginx's "Client Closed Request": nobody is there to receive it, but the access log shows why the request ended."""
 
-_seldom = Seldom()
+_limiter = LogLimiter()
 
 
 def answer(error: PoolScopeError, request: web.Request | None = None) -> web.Response:
@@ -62,7 +62,7 @@ def only_ours(group: BaseExceptionGroup[BaseException]) -> PoolScopeError | None
 
 def _log(error: PoolScopeError, request: web.Request | None) -> None:
     mistake = error.status == web.HTTPInternalServerError.status_code
-    more = "" if mistake else _seldom.suffix(error.code)
+    more = "" if mistake else _limiter.suffix(error.code)
     if more is None:
         return
     level = logging.ERROR if mistake else logging.INFO if error.status == CLIENT_GONE else logging.WARNING

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from aiohttp_poolscope.gate import Gate, Outcome, Slot, Waiter
 
 SWEEP = 0.05
-"""Seconds between the janitor's looks at the queue, while somebody waits."""
+"""Seconds between the housekeeper's looks at the queue, while somebody waits."""
 
 STALL = 0.3
 """Seconds for which the event loop does nothing, in a stall."""
@@ -273,7 +273,7 @@ class World:
             self.at(timers[0].since + self.acquire_timeout, self.time_out)
 
     def sweep(self) -> None:
-        """The janitor."""
+        """The housekeeper."""
         self.gate.sweep(self.now)
         self.sweeping = bool(self.gate.waiting)
         if self.sweeping:

@@ -62,14 +62,14 @@ async def borrow_ours(idle: int, dsn: str) -> Figures:
     from aiohttp_poolscope.connection import ScopedConnection
 
     async with running(dsn, idle) as scope:
-        pool: Any = scope._pool
+        pool: Any = scope._run.pool
         db = ScopedConnection(pool)
 
         async def by_the_pool(cycles: int) -> None:
             for _ in range(cycles):
                 if not pool.lend(db):
                     raise RuntimeError("there is an idle connection, and it is not lent")
-                db._let_go()
+                db._give_back()
 
         async def by_a_block(cycles: int) -> None:
             for _ in range(cycles):

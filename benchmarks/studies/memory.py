@@ -80,7 +80,7 @@ def traced() -> int:
 async def growth(dsn: str) -> Figures:
     """What a million borrows and returns leave: ``bytes`` and ``objects`` for each of them."""
     async with running(dsn, 10) as scope:
-        pool: Any = scope._pool
+        pool: Any = scope._run.pool
 
         async def cycles(by_the_pool: int, by_a_block: int) -> None:
             for _ in range(by_the_pool):

@@ -54,7 +54,7 @@ async def test_it_is_asked_at_every_connect(make_scope: Any, dsn: str, role: Cal
         assert await scope.fetchval("SELECT current_user") == "poolscope_before"
         scope.expire()
         assert await scope.fetchval("SELECT current_user") == "poolscope_after"
-        assert len(scope._pool.driver._pools) == 1
+        assert len(scope._run.pool.driver._pools) == 1
 
 
 async def test_keyword_arguments_win(make_scope: Any, dsn: str) -> None:
@@ -138,8 +138,8 @@ async def test_a_token_forgets_nothing(make_scope: Any, dsn: str) -> None:
         pytest.skip("POOLSCOPE_TEST_DSN is not by a Unix socket")
     database = dsn.partition("?")[0].rpartition("/")[2]
     async with make_scope(lambda: f"postgresql://postgres:{next(tokens)}@/{database}?{query}", maxsize=2) as scope:
-        targets = scope._pool.driver._targets
+        targets = scope._run.pool.driver._search
         assert targets._hosts[0].host == host
         scope.expire()
         await scope.fetchval("SELECT 1")
-        assert scope._pool.driver._targets is targets
+        assert scope._run.pool.driver._search is targets

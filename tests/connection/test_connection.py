@@ -20,7 +20,7 @@ PID = "SELECT pg_backend_pid()"
 
 def lazy(scope: poolscope.PoolScope) -> ScopedConnection:
     """As the middleware attaches one: nothing is borrowed yet, and each release() can be followed by a borrow."""
-    return ScopedConnection(scope._running())
+    return ScopedConnection(scope._open_pool())
 
 
 async def test_borrowed_at_first_use(make_scope: Any) -> None:
@@ -166,7 +166,7 @@ async def test_nothing_of_one_lease_reaches_the_next(make_scope: Any, database: 
         await anext(stream)
         db.release()
         tx = await db.transaction().__aenter__()
-        db._let_go()
+        db._give_back()
         async with db.transaction() as new:
             await new.execute("INSERT INTO things VALUES (1)")
             with pytest.raises(ConnectionReleased):

@@ -209,7 +209,7 @@ async def test_a_server_that_does_not_answer(make_scope: Any, database: Database
 
 
 async def test_a_silent_network(make_scope: Any, database: Database) -> None:
-    """Without a per-call timeout the janitor ends what a silent network holds, a second after statement_timeout."""
+    """Without a per-call timeout the housekeeper ends what a silent network holds, a second after statement_timeout."""
     with wired(database) as wire:
         async with make_scope(wire.dsn, statement_timeout=0.1) as scope, scope.acquire() as db:
             await db.acquire()

@@ -275,7 +275,7 @@ async def test_a_transaction_does_not_outlive_its_lease(make_scope: Any, databas
         db = await first
         tx = await db.transaction().__aenter__()
         await tx.execute(INSERT, (1,))
-        db._let_go()
+        db._give_back()
         async with scope.transaction() as other:
             await other.execute(INSERT, (2,))
             for use in (tx.execute(INSERT, (3,)), tx.fetch("SELECT 1"), tx.executemany(INSERT, [(4,)])):

@@ -132,7 +132,7 @@ async def test_a_borrow_that_ends_under_a_begin(make_scope: Any, database: Datab
     """A task that gives the connection back while another one begins a transaction spoils that, and no later one."""
     with wired(database) as wire:
         async with make_scope(wire.dsn, maxsize=1) as scope:
-            db = ScopedConnection(scope._pool)
+            db = ScopedConnection(scope._run.pool)
 
             async def briefly() -> None:
                 async with db.acquire():

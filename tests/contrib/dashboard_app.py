@@ -64,7 +64,7 @@ async def messages(served: Served, path: str = "/_pool/events") -> AsyncIterator
 
 def recorders(app: App) -> list[sampler.Recorder]:
     """The application's, found by what listens to its scope."""
-    heard = {callback for callbacks in app.scope._events.heard.values() for callback in callbacks}
+    heard = {callback for callbacks in app.scope._events.subscribed.values() for callback in callbacks}
     owners = {
         id(it): it for callback in heard if isinstance(it := getattr(callback, "__self__", None), sampler.Recorder)
     }

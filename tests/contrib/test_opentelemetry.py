@@ -280,7 +280,7 @@ def test_what_is_left_out_costs_nothing(seen: Telemetry) -> None:
     seen.instrument(every)
     wanted = {events.Acquired, events.Released, events.Waited}
     scopes = (neither, spans, read, every)
-    assert [wanted & scope._events.heard.keys() for scope in scopes] == [set(), *[{events.Waited}] * 3]
+    assert [wanted & scope._events.subscribed.keys() for scope in scopes] == [set(), *[{events.Waited}] * 3]
     told = [{of for of, listeners in scope._events.durations.items() if listeners} for scope in scopes]
     assert told == [set(), set(), {"connect"}, {"connect", "wait", "lease"}]
 

@@ -196,7 +196,7 @@ async def test_in_an_application_of_its_own(dsn: str, serve: Serve) -> None:
 async def test_nothing_listens(dsn: str) -> None:
     """Metrics ask for no event: what happens in a request is the same with them and without."""
     without = poolscope.PoolScope(dsn)
-    assert App(dsn).scope._events.heard.keys() == without._events.heard.keys()
+    assert App(dsn).scope._events.subscribed.keys() == without._events.subscribed.keys()
 
 
 ACCEPTED = [

@@ -56,8 +56,8 @@ async def test_an_exhausted_pool(service: Services) -> None:
             status, text = await served.get()
             assert (status, "pool-exhausted" in text) == (503, True)
         assert scope.stats().in_use == 0
-        assert scope._pool is not None
-        assert scope._pool.config.acquire_timeout == 5.0
+        assert scope._run is not None
+        assert scope._run.pool.config.acquire_timeout == 5.0
 
 
 async def test_a_slow_database(service: Services) -> None:

@@ -206,10 +206,10 @@ async def test_settling_is_one_users_business(database: Database) -> None:
             await until(lambda: wire.queries)
             statement.cancel()
             await asyncio.wait([statement])
-            settling = asyncio.ensure_future(link.settle())
+            settling = asyncio.ensure_future(link.cancel_and_wait())
             await until(lambda: wire.cancels)
             with pytest.raises(ConnectionBusy):
-                await link.settle()
+                await link.cancel_and_wait()
             with pytest.raises(ConnectionBusy):
                 await ask(link, "SELECT 1")
             wire.deaf_to_cancel = False

@@ -1,4 +1,4 @@
-"""Targets: which address is tried next and how, so that libpq never has to change sockets (C6, C7)."""
+"""Search: which address is tried next and how, so that libpq never has to change sockets (C6, C7)."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ async def test_a_dead_first_host(database: Database, dead_port: int) -> None:
                 link = await driver.open()
                 assert await ask(link, "SELECT 1") == 1
                 link.close()
-            assert driver._targets._hosts[0].port == wire.port
+            assert driver._search._hosts[0].port == wire.port
 
 
 async def test_a_silent_first_host(database: Database) -> None:

@@ -27,7 +27,7 @@ def no_threads() -> Iterator[None]:
 async def busy(scope: poolscope.PoolScope) -> asyncio.Task[Any]:
     """A task in a long statement."""
     task = asyncio.create_task(scope.fetchval("SELECT pg_sleep(30)"))
-    await until(lambda: any(slot.link.running_since for slot in scope._pool.gate.slots), "the statement")  # type: ignore[union-attr]
+    await until(lambda: any(slot.link.running_since for slot in scope._run.pool.gate.slots), "the statement")  # type: ignore[union-attr]
     return task
 
 

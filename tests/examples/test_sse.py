@@ -106,8 +106,8 @@ async def test_nothing_is_held_between_two_looks(dsn: str, serve: Serve, example
         tasks = [asyncio.create_task(reader.read()) for reader in readers]
         await until(lambda: all(reader.comments for reader in readers), "the first look of all")
         await until(lambda: scope.stats().in_use == 0, "the end of the last look")
-        assert scope._pool is not None
-        assert scope._pool.attached == CLIENTS  # their handlers run
+        assert scope._run is not None
+        assert scope._run.pool.attached == CLIENTS  # their handlers run
         await asyncio.wait_for(add(served, "served at once"), DEADLINE)
         ends: list[poolscope.events.Event] = []
         scope.on_event(ends.append, poolscope.events.DrainFinished)
@@ -127,7 +127,7 @@ async def test_a_client_that_leaves(
         gone = Reader(served)
         task = asyncio.create_task(gone.read())
         await until(lambda: gone.comments, "the first look")
-        pool = app[example.SCOPE]._pool
+        pool = app[example.SCOPE]._run.pool
         assert pool.attached == 1
         task.cancel()
         await asyncio.wait((task,))

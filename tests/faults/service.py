@@ -93,8 +93,8 @@ class Running:
     @property
     def pool(self) -> Pool:
         """To look inside."""
-        assert self.scope._pool is not None
-        return self.scope._pool
+        assert self.scope._run is not None
+        return self.scope._run.pool
 
     @property
     def name(self) -> str:
@@ -142,8 +142,8 @@ class Running:
         async with asyncio.timeout(2.0):
             await scope.check()
         await until(
-            lambda: {task.get_name() for task in pool._tasks} == {f"poolscope {scope.config.key}: janitor"},
-            "only a janitor",
+            lambda: {task.get_name() for task in pool.tasks} == {f"poolscope {scope.config.key}: housekeeper"},
+            "only a housekeeper",
         )
         await self._backends_are(
             lambda found: len(found) <= stats.maxsize and {state for _, state in found} <= {"idle"}

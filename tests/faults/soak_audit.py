@@ -64,9 +64,9 @@ async def audit(soak: Soak) -> None:
             report.tell("check", f"{1000 * await scope.check():.1f} ms", ok=True)
     except Exception as error:  # noqa: BLE001 - whatever it is
         report.tell("check", repr(error), ok=False)
-    names = sorted(task.get_name() for task in pool._tasks)
-    janitor = await comes_true(lambda: [t.get_name() for t in pool._tasks] == ["poolscope db: janitor"], 5.0)
-    report.tell("tasks of the pool", ", ".join(names), ok=janitor)
+    names = sorted(task.get_name() for task in pool.tasks)
+    housekeeper = await comes_true(lambda: [t.get_name() for t in pool.tasks] == ["poolscope db: housekeeper"], 5.0)
+    report.tell("tasks of the pool", ", ".join(names), ok=housekeeper)
     await _tell_backends(soak)
     _tell_data(soak)
     await _tell_memory(soak)
@@ -158,5 +158,5 @@ async def audit_after(soak: Soak, before: tuple[set[str], int]) -> None:
     kept = f"{len(now)}, before it all {len(before[0])}{'' if ok else f'; new: {more}'}"
     report.tell("descriptors after the cleanup", kept, ok=ok)
     report.tell("tasks after the cleanup", f"{tasks}, before it all {before[1]}", ok=tasks <= before[1])
-    stats = watch.pool.stats()
+    stats = watch.run.stats()
     report.tell("connections", f"opened {stats.opened:,}, closed {stats.closed:,}", ok=stats.opened == stats.closed)

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from aiohttp_poolscope import PoolScope
-    from aiohttp_poolscope.pool import Pool
+    from aiohttp_poolscope.pool import Lifecycle
 
 PAGE = os.sysconf("SC_PAGE_SIZE") / 1024
 
 LATE = 3.0
-"""Seconds that a lease may last beyond max_lease: the janitor looks once a second, the rest is for a busy machine."""
+"""Seconds that a lease may last beyond max_lease: the housekeeper looks once a second, and the machine may be busy."""
 
 ENDING = 2.0
 """Seconds that a backend whose connection is closed may live on: abandon_interval and a second."""
@@ -221,8 +221,9 @@ class Watch:
     """
 
     def __init__(self, scope: PoolScope, dsn: str, findings: Findings, served: Served) -> None:
-        assert scope._pool is not None
-        self.pool: Pool = scope._pool
+        assert scope._run is not None
+        self.run: Lifecycle = scope._run
+        self.pool = self.run.pool
         self.hidden = False
         self.samples = self.looks_outside = 0
         self.most_in_use = self.most_waiting = self.most_backends = self.most_descriptors = 0

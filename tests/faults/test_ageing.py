@@ -144,8 +144,8 @@ async def fallen_silent(wire: Wire, serve: Serve, **settings: Any) -> AsyncItera
     async with serve(app) as served:
         assert await asyncio.gather(*(served.status("/slow") for _ in range(4))) == [200] * 4
         assert [await served.status() for _ in range(8)] == [200] * 8
-        assert scope._pool is not None
-        idle = scope._pool.gate.idle_slots()
+        assert scope._run is not None
+        idle = scope._run.pool.gate.idle_slots()
         await until(lambda: len(idle) == 4 and time.monotonic() - max(slot.since for slot in idle) > 0.2, "a lull")
         wire.freeze()
         yield served, scope
@@ -189,7 +189,7 @@ async def test_others_wait_for_no_check(wire: Wire, serve: Serve, monkeypatch: p
         wire._frozen_below = 3
         for db in holders:
             db.release()
-        await until(lambda: time.monotonic() - scope._pool.gate.idle_slots()[0].since > 0.05)
+        await until(lambda: time.monotonic() - scope._run.pool.gate.idle_slots()[0].since > 0.05)
         assert await asyncio.gather(*(served.status() for _ in range(20))) == [200] * 20
         assert scope.stats().repairing == 3  # they are still being checked
         wire.cut()
@@ -216,8 +216,8 @@ async def test_what_is_not_needed_is_closed_under_load(dsn: str, database: Datab
         async with crowd(served, 1) as got:
             await until(lambda: len(database.backends()) == 2, "minsize backends")
             kept, opened = database.backends("pid"), scope.stats().opened
-            assert scope._pool is not None
-            (unused,) = [slot for slot in scope._pool.gate.slots if time.monotonic() - slot.used > 0.2]
+            assert scope._run is not None
+            (unused,) = [slot for slot in scope._run.pool.gate.slots if time.monotonic() - slot.used > 0.2]
             await until(lambda: time.monotonic() - unused.used > 0.6, "twice idle_timeout")
             assert (database.backends("pid"), scope.stats().opened) == (kept, opened)
         assert {each.status for each in got} == {200}
@@ -227,7 +227,7 @@ async def test_what_is_not_needed_is_closed_under_load(dsn: str, database: Datab
 async def test_connections_of_one_age_do_not_end_together(make_scope: Any) -> None:
     """Twelve connections opened together, as after a restart, are to be replaced up to three minutes apart."""
     async with make_scope(minsize=12, maxsize=12) as scope:
-        ages = sorted(slot.expires - slot.used for slot in scope._pool.gate.slots)
+        ages = sorted(slot.expires - slot.used for slot in scope._run.pool.gate.slots)
     assert ages[0] > 1620.0 - BUSY
     assert ages[-1] <= 1800.0
     assert ages[-1] - ages[0] > 0.3 * 180.0  # for twelve of them as good as certain

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from aiohttp_poolscope.pool import pool
+from aiohttp_poolscope.pool import roles
 from tests.conftest import until
 from tests.kit.wire import wired_to
 
@@ -46,7 +46,7 @@ def pair(_pair: Pair) -> Pair:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """While only a standby is left a write may have its connections replaced more often than every second."""
-    monkeypatch.setattr(pool, "DEMOTION_PAUSE", 0.3)
+    monkeypatch.setattr(roles, "DEMOTION_PAUSE", 0.3)
 
 
 async def first_write(run: Run, after: float) -> float:

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 import aiohttp_poolscope as poolscope
-from aiohttp_poolscope.pool import housekeeper
+from aiohttp_poolscope.pool import housekeeper, roles
 from tests.kit.wire import wired_to
 
 from .load import load
@@ -49,7 +49,7 @@ def pair(_pair: Pair) -> Pair:
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     """A standby is looked for more often than every five seconds."""
     monkeypatch.setattr(housekeeper, "CALM", 0.1)
-    monkeypatch.setattr(housekeeper, "SEEK_EVERY", 0.2)
+    monkeypatch.setattr(roles, "SEEK_EVERY", 0.2)
 
 
 @dataclass

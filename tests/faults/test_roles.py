@@ -10,7 +10,7 @@ import psycopg2
 import pytest
 
 from aiohttp_poolscope import ConfigError, DatabaseUnavailable, PoolScope
-from aiohttp_poolscope.pool import housekeeper
+from aiohttp_poolscope.pool import housekeeper, roles
 from tests.conftest import until
 from tests.kit.wire import ask, driving, wired_to
 
@@ -47,7 +47,7 @@ def pair(_pair: Pair) -> Pair:
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     """A standby is looked for more often than every five seconds."""
     monkeypatch.setattr(housekeeper, "CALM", 0.1)
-    monkeypatch.setattr(housekeeper, "SEEK_EVERY", 0.2)
+    monkeypatch.setattr(roles, "SEEK_EVERY", 0.2)
 
 
 async def found(dsn: str, **settings: Any) -> int | str:
@@ -64,8 +64,8 @@ async def found(dsn: str, **settings: Any) -> int | str:
 
 def ports(scope: PoolScope) -> list[int]:
     """The server of each connection of the pool."""
-    assert scope._pool is not None
-    return [slot.link.target.port for slot in scope._pool.gate.slots]
+    assert scope._run is not None
+    return [slot.link.target.port for slot in scope._run.pool.gate.slots]
 
 
 async def comes_to(scope: PoolScope, port: int, size: int) -> None:

@@ -244,6 +244,6 @@ async def test_a_socket_for_every_waiter_and_more(dsn: str, serve: Serve, databa
         await until(lambda: len(served.runner.server.connections) == 550)  # type: ignore[union-attr]
         assert idle[-1][1].get_extra_info("socket").fileno() > 1023
         assert await served.get("/failing") == (200, "failed")
-        assert scope._pool is not None
-        assert [slot.link.raw.fileno() > 1023 for slot in scope._pool.gate.slots] == [True]
+        assert scope._run is not None
+        assert [slot.link.raw.fileno() > 1023 for slot in scope._run.pool.gate.slots] == [True]
         assert await served.get() == (200, "42")

@@ -240,8 +240,8 @@ async def test_a_thousand_who_keep_their_connection_and_say_no_more(
                     writer.write(head("/"))
                 assert {(await read_answer(reader)).body for reader, _ in some} == {b"42"}
             await until(others.more(100), "the others' answers")
-            assert scope._pool is not None
-            assert {slot.link.raw.fileno() > 1023 for slot in scope._pool.gate.slots} == {True}
+            assert scope._run is not None
+            assert {slot.link.raw.fileno() > 1023 for slot in scope._run.pool.gate.slots} == {True}
         await watch.calm()
 
 

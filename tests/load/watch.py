@@ -21,9 +21,9 @@ class Watch:
     """``async with Watch(scope, database)``: samples while the block runs, and knows what it saw."""
 
     def __init__(self, scope: PoolScope, database: Database) -> None:
-        assert scope._pool is not None
+        assert scope._run is not None
         self.scope = scope
-        self.pool = scope._pool
+        self.pool = scope._run.pool
         self.samples = 0
         self.most_in_use = self.most_waiting = 0
         self.wrong: list[Any] = []

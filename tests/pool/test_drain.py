@@ -83,7 +83,7 @@ async def test_after_the_grace_nobody_borrows(dsn: str, serve: Serve) -> None:
         running = asyncio.create_task(ask(served.port, "/lazy"))
         await until(lambda: app.started == ["lazy"])
         async with ending(served) as end:
-            await until(lambda: app.scope._pool.gate.closed)  # type: ignore[union-attr]
+            await until(lambda: app.scope._run.pool.gate.closed)  # type: ignore[union-attr]
             app.go.set()
             assert refused(await running)
         assert isinstance(app.ended["lazy"], poolscope.ShuttingDown)

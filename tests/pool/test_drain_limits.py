@@ -11,6 +11,7 @@ import pytest
 from aiohttp import WSMsgType, web
 
 import aiohttp_poolscope as poolscope
+from aiohttp_poolscope.pool.holders import holders
 from tests.conftest import until
 from tests.load.clients import ask, head, reset
 
@@ -48,7 +49,7 @@ async def test_handlers_whose_client_has_left_are_cancelled_too(dsn: str, serve:
             _, writer = await served.raw(head(path))
             await until(lambda path=path: path.strip("/") in app.started)
             reset(writer)
-        await until(lambda: all(db.client.transport is None for _, db in app.scope._pool.holders()))  # type: ignore[union-attr]
+        await until(lambda: all(db.client.transport is None for _, db in holders(app.scope._run.pool.gate)))  # type: ignore[union-attr]
         async with ending(served) as end:
             pass
         assert {name: type(error) for name, error in app.ended.items()} == {

@@ -67,7 +67,7 @@ async def test_a_stray_task_on_raw_in_its_last_tick(make_scope: Any) -> None:
         db.release()
         assert await scope.fetchval("SELECT 42") == 42
         await asyncio.wait([stray])
-        assert scope._pool.gate.violations() == []
+        assert scope._run.pool.gate.violations() == []
 
 
 async def test_expire_while_a_connection_is_being_opened(make_scope: Any) -> None:
@@ -105,8 +105,10 @@ async def test_expire_while_a_connection_is_handed_over(make_scope: Any) -> None
         assert await scope.fetchval(PID) != old
 
 
-async def test_waits_that_come_and_go_do_not_stop_the_janitor(make_scope: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short waits, one soon after the other, do not keep the janitor from what it does once a second."""
+async def test_waits_that_come_and_go_do_not_stop_the_housekeeper(
+    make_scope: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short waits, one soon after the other, do not keep the housekeeper from what it does once a second."""
     monkeypatch.setattr(housekeeper, "CALM", 0.2)
     async with make_scope(minsize=2, maxsize=2, leak_threshold=0.1) as scope, scope.acquire():
         end = time.monotonic() + DEADLINE
@@ -115,7 +117,7 @@ async def test_waits_that_come_and_go_do_not_stop_the_janitor(make_scope: Any, m
             first = await scope.acquire()
             waiter = asyncio.ensure_future(scope.acquire()._borrow())
             await asyncio.sleep(0)
-            first.release()  # before the janitor has seen the wait
+            first.release()  # before the housekeeper has seen the wait
             (await waiter).release()
             await asyncio.sleep(0.005)
 
@@ -146,7 +148,7 @@ async def test_cancel_abandoned_leaves_background_tasks_alone(dsn: str, serve: S
     async with serve(app) as served:
         assert await served.status("/", headers={"Connection": "close"}) == 200
         await until(lambda: requests[0].transport is None, "the end of its connection")
-        scope._running().janitor.sweep(time.monotonic())
+        scope._run._housekeeper.sweep(time.monotonic())
         go_on.set()
         assert await background[0] == 42
 
@@ -176,7 +178,7 @@ async def test_cancel_abandoned_cancels_once(dsn: str, serve: Serve) -> None:
             await inside.wait()
         await cleaning.wait()
         for _ in range(2):
-            scope._running().janitor.sweep(time.monotonic())
+            scope._run._housekeeper.sweep(time.monotonic())
             await asyncio.sleep(0)
         go_on.set()
         await until(lambda: not scope.stats().in_use, "the end of the handler")
@@ -195,13 +197,13 @@ async def test_a_borrow_that_is_thrown_away(make_scope: Any) -> None:
         assert await scope.fetchval("SELECT 1") == 1
 
 
-async def test_a_dead_lease_does_not_stop_the_janitor(make_scope: Any, database: Database) -> None:
+async def test_a_dead_lease_does_not_stop_the_housekeeper(make_scope: Any, database: Database) -> None:
     """While a holder has a connection that has died, the pool is refilled and swept as ever."""
     async with make_scope(minsize=2, maxsize=3) as scope, scope.acquire() as db:
         await until(lambda: scope.stats().size == 2)
         database.kill()
         await until(lambda: db.closed)
-        scope._pool.janitor.sweep(time.monotonic())
+        scope._run._housekeeper.sweep(time.monotonic())
         await until(lambda: scope.stats().idle == 1, "the refill")
 
 
@@ -220,17 +222,19 @@ async def test_the_pools_own_work_is_no_requests(make_scope: Any, dsn: str) -> N
 
 
 @pytest.mark.parametrize("how", ["cancelled", "failed"])
-async def test_a_wait_ends_although_the_janitor_had(make_scope: Any, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+async def test_a_wait_ends_although_the_housekeeper_had(
+    make_scope: Any, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
     """Whoever waits starts it again: a filter of the user's log that raises may have ended it."""
     async with make_scope(maxsize=1, acquire_timeout=0.3) as scope, scope.acquire():
-        sweeper = scope._running().janitor
+        sweeper = scope._run._housekeeper
         ended = sweeper._task
         if how == "cancelled":
             ended.cancel()
         else:
             monkeypatch.setattr(housekeeper.logger, "exception", None)
             monkeypatch.setattr(sweeper, "sweep", None)
-            sweeper.hurry()
+            sweeper.wake()
         await asyncio.wait([ended], timeout=5)
         assert ended.cancelled() or ended.exception() is not None
         monkeypatch.undo()
@@ -242,7 +246,7 @@ async def test_a_wait_ends_although_the_janitor_had(make_scope: Any, monkeypatch
 async def test_in_a_crowd_the_oldest_request_makes_room(make_scope: Any) -> None:
     """Two for each connection may wait; one more refuses the oldest at once, but none whose work has begun."""
     async with make_scope(maxsize=1, acquire_timeout=5) as scope:
-        pool = scope._running()
+        pool = scope._open_pool()
         holder = await scope.acquire()
         pool.gate.crowded = True
         begun = asyncio.ensure_future(scope.acquire()._borrow())
@@ -250,7 +254,7 @@ async def test_in_a_crowd_the_oldest_request_makes_room(make_scope: Any) -> None
         for _ in range(3):
             db = ScopedConnection(pool)
             db.running = False
-            requests.append((db, asyncio.ensure_future(db._borrowed())))
+            requests.append((db, asyncio.ensure_future(db._ensure())))
             await asyncio.sleep(0)
         with pytest.raises(PoolExhausted, match="the longest waiting are refused"):
             await asyncio.wait_for(asyncio.shield(requests[0][1]), 2)

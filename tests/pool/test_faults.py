@@ -39,7 +39,7 @@ async def test_dead_idle_connections_reach_nobody(make_scope: Any, database: Dat
         for _ in range(3):
             await until(lambda: scope.stats().idle == 3)
             database.kill()
-            gate = scope._pool.gate
+            gate = scope._run.pool.gate
             await until(lambda gate=gate: all(slot.link.closed for slot in gate.idle_slots()), "reading the farewells")
             assert await asyncio.gather(*(scope.fetchval("SELECT 1") for _ in range(10))) == [1] * 10
         assert scope.stats().dead >= 3
@@ -88,11 +88,11 @@ async def test_repair_is_ours(make_scope: Any, database: Database) -> None:
         db = await scope.acquire()
         await db.execute("BEGIN")
         db.release()
-        pool = scope._running()
-        assert [task.get_name() for task in pool._tasks if "repair" in task.get_name()] == ["poolscope db: repair"]
+        pool = scope._open_pool()
+        assert [task.get_name() for task in pool.tasks if "recycle" in task.get_name()] == ["poolscope db: recycle"]
         assert scope.stats().repairing == 1
         await until(lambda: scope.stats().idle == 1)
-        await until(lambda: not [task for task in pool._tasks if "repair" in task.get_name()])
+        await until(lambda: not [task for task in pool.tasks if "recycle" in task.get_name()])
 
 
 async def test_closed_while_it_repairs(make_scope: Any, database: Database, audit: Audit) -> None:
@@ -121,7 +121,7 @@ async def test_a_descriptor_that_is_a_strangers_at_once(
     scope = poolscope.setup(app, dsn, maxsize=2)
     app.router.add_get("/", answer)
     async with serve(app) as served:
-        (slot,) = scope._pool.gate.slots
+        (slot,) = scope._run.pool.gate.slots
         number, look = slot.link.aio._fileno, patches.PollingSelect.select
         files: list[int] = []
 
@@ -149,14 +149,14 @@ async def test_a_connection_that_cannot_be_closed(make_scope: Any, monkeypatch: 
 
     async with make_scope(maxsize=1) as scope:
         assert await scope.fetchval("SELECT 1") == 1
-        (link,) = [slot.link for slot in scope._pool.gate.slots]
+        (link,) = [slot.link for slot in scope._run.pool.gate.slots]
         monkeypatch.setattr(link.aio, "close", never)
         with pytest.raises(RuntimeError, match="not today"):
             scope.expire()
         assert link.closed
         assert scope.stats().closed == 1
         assert await scope.fetchval("SELECT 1") == 1
-        (new,) = [slot.link for slot in scope._pool.gate.slots]
+        (new,) = [slot.link for slot in scope._run.pool.gate.slots]
         assert new.aio is not link.aio
 
 
@@ -176,13 +176,13 @@ async def test_breaker(make_scope: Any, server: EmbeddedPostgres) -> None:
         await asyncio.to_thread(server.stop)
         try:
             await until(lambda: scope.stats().breaker != "closed")
-            attempts = scope._pool.breaker.failures
+            attempts = scope._run.pool.opener.breaker.failures
             begun = time.monotonic()
             for _ in range(50):
                 with pytest.raises(DatabaseUnavailable, match="Connection refused"):
                     await scope.fetchval("SELECT 1")
             assert time.monotonic() - begun < BUSY
-            assert scope._pool.breaker.failures - attempts < 10
+            assert scope._run.pool.opener.breaker.failures - attempts < 10
         finally:
             await asyncio.to_thread(server.start)
         back = time.monotonic()

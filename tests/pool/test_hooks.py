@@ -95,7 +95,7 @@ async def test_on_acquire_comes_first(make_scope: Any) -> None:
         await db.execute("SET app.tenant = '1'")
 
     async with make_scope(maxsize=1, on_acquire=on_acquire) as scope:
-        db = ScopedConnection(scope._running())
+        db = ScopedConnection(scope._open_pool())
         first = asyncio.ensure_future(db.fetchval("SELECT current_setting('app.tenant')"))
         await inside.wait()
         with pytest.raises(ConnectionBusy):
@@ -129,7 +129,7 @@ async def test_a_hook_that_releases(make_scope: Any) -> None:
             async with scope.acquire() as one, scope.acquire() as two:
                 assert await one.fetchval(PID) != await two.fetchval(PID)
             await until(lambda: scope.stats().repairing == 0)
-            assert scope._pool.gate.violations() == []
+            assert scope._run.pool.gate.violations() == []
 
 
 async def test_a_hook_that_keeps_its_connection(make_scope: Any) -> None:

@@ -151,12 +151,12 @@ async def test_a_repair_that_swallows_its_cancellation(
     stubborn = Stubborn()
     scope = poolscope.PoolScope(dsn, maxsize=1, on_release=stubborn, drain_grace=0.05, drain_timeout=0.1)
     async with _running(scope, stubborn):
-        pool = scope._running()
+        pool = scope._open_pool()
         await scope.fetchval("SELECT 1")
         await stubborn.inside.wait()
     assert stubborn.swallowed
-    assert "poolscope db: repair does not end" in caplog.text
-    await until(lambda: not pool._tasks, "the end of the hook")
+    assert "poolscope db: recycle does not end" in caplog.text
+    await until(lambda: not list(pool.tasks), "the end of the hook")
 
 
 async def test_an_opener_that_swallows_its_cancellation(
@@ -168,11 +168,11 @@ async def test_an_opener_that_swallows_its_cancellation(
     settings: dict[str, Any] = {"connect_at_start": False, "drain_grace": 0.05, "drain_timeout": 0.1}
     scope = poolscope.PoolScope(dsn, maxsize=1, on_connect=stubborn, **settings)
     async with _running(scope, stubborn):
-        pool = scope._running()
+        pool = scope._open_pool()
         await stubborn.inside.wait()
     assert stubborn.swallowed
     assert "poolscope db: opener does not end" in caplog.text
-    await until(lambda: not pool._tasks, "the end of the hook")
+    await until(lambda: not list(pool.tasks), "the end of the hook")
 
 
 async def cancelled_by_the_server(db: Any) -> None:
@@ -203,7 +203,7 @@ async def test_a_statement_of_on_connect_that_the_server_cancels_later(make_scop
     async with make_scope(on_connect=on_connect, **settings) as scope:
         with pytest.raises(DatabaseUnavailable, match="cancelled by the server"):
             await scope.fetchval("SELECT 1")
-        assert scope._pool.breaker.failures >= 2
+        assert scope._run.pool.opener.breaker.failures >= 2
         failing = False
         await until(lambda: scope.stats().idle, "its going on")
         assert await scope.fetchval("SELECT 1") == 1

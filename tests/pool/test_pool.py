@@ -107,7 +107,7 @@ async def test_never_more_than_maxsize(make_scope: Any, database: Database) -> N
         assert max(seen) <= 3
         await until(lambda: scope.stats().repairing == 0)
         assert scope.stats().in_use == 0
-        assert scope._pool.gate.violations() == []
+        assert scope._run.pool.gate.violations() == []
 
 
 async def test_warm_before_the_first_request(make_scope: Any, database: Database) -> None:
@@ -159,7 +159,7 @@ async def test_max_lifetime_on_return(make_scope: Any) -> None:
 async def test_lifetimes_do_not_end_together(make_scope: Any) -> None:
     """Lifetimes differ by up to ten percent, so that connections are not all replaced at once."""
     async with make_scope(max_lifetime=100.0) as scope:
-        ends = [scope._pool.lifetime_end(0.0) for _ in range(100)]
+        ends = [scope._run.pool.opener._lifetime_end(0.0) for _ in range(100)]
         assert len(set(ends)) > 90
         assert 90.0 <= min(ends) <= max(ends) <= 100.0
 
@@ -235,23 +235,23 @@ async def test_a_borrow_does_not_wait(make_scope: Any) -> None:
     """A borrow of an idle connection and its return complete without a single suspension."""
     async with make_scope() as scope:
         await scope.fetchval("SELECT 1")
-        pool = scope._running()
+        pool = scope._open_pool()
         for db in (ScopedConnection(pool), ScopedConnection(pool)):
             borrowing = pool.borrow(db)
             with pytest.raises(StopIteration):
                 borrowing.send(None)
             assert db.held
             db._end("the test")
-        assert pool.stats().idle == 1
+        assert scope.stats().idle == 1
 
 
 async def test_a_borrow_makes_nothing(make_scope: Any, monkeypatch: Any) -> None:
     """A borrow of an idle connection and its return create no task, no timer and no future."""
     async with make_scope() as scope:
         await scope.fetchval("SELECT 1")
-        pool = scope._running()
+        pool = scope._open_pool()
         made: list[str] = []
-        monkeypatch.setattr(pool, "_loop", _Watched(asyncio.get_running_loop(), made))
+        monkeypatch.setattr(pool.tasks, "loop", _Watched(asyncio.get_running_loop(), made))
         for _ in range(3):
             db = ScopedConnection(pool)
             assert pool.lend(db)

@@ -12,7 +12,7 @@ import aiohttp_poolscope as poolscope
 from aiohttp_poolscope import events as ev
 from aiohttp_poolscope import logs
 from aiohttp_poolscope.connection.statements import Batch
-from aiohttp_poolscope.pool.reporter import LONGEST, shown
+from aiohttp_poolscope.sql.masking import LONGEST, shown
 
 if TYPE_CHECKING:
     from tests.conftest import Serve
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 async def test_slow_statements(dsn: str, serve: Serve, caplog: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """One event and one line for a statement above slow_threshold: its route, its time, and its text without values."""
-    monkeypatch.setattr(logs, "_seldom", logs.Seldom())
+    monkeypatch.setattr(logs, "_limiter", logs.LogLimiter())
     told: list[Any] = []
     app = web.Application()
     scope = poolscope.setup(app, dsn, slow_threshold=0.3)

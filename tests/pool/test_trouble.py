@@ -25,7 +25,7 @@ async def test_quiet_then_busy(make_scope: Any) -> None:
 async def test_too_old_but_sound(make_scope: Any) -> None:
     """An idle connection past max_lifetime that answers its ping is no trouble."""
     async with make_scope(maxsize=1) as scope:
-        for slot in scope._pool.gate.slots:
+        for slot in scope._run.pool.gate.slots:
             slot.expires = 0.0
         assert await scope.trouble() is None
 
@@ -36,7 +36,7 @@ async def test_killed_idle(make_scope: Any, database: Database) -> None:
         for _ in range(5):
             await until(lambda: scope.stats().idle == 2)
             database.kill()
-            await until(lambda: all(slot.link.closed for slot in scope._pool.gate.slots))
+            await until(lambda: all(slot.link.closed for slot in scope._run.pool.gate.slots))
             assert await scope.trouble() is None
 
 
@@ -105,8 +105,8 @@ async def test_one_who_is_cancelled_loses_nothing(make_scope: Any, database: Dat
 async def test_one_long_lease_is_no_trouble(make_scope: Any) -> None:
     """All that there are in use for long, and room for more: another one is opened before anybody is told."""
     async with make_scope(minsize=1, maxsize=3, statement_timeout=0.1) as scope, scope.acquire():
-        scope._pool.gate.slots.copy().pop().since -= 10
-        assert scope._pool.stalled()
+        scope._run.pool.gate.slots.copy().pop().since -= 10
+        assert scope._run.pool._stalled()
         assert await scope.trouble() is None
         assert scope.stats().size == 2
 
@@ -114,7 +114,7 @@ async def test_one_long_lease_is_no_trouble(make_scope: Any) -> None:
 async def test_stalled(make_scope: Any) -> None:
     """All of maxsize in use for longer than a statement may take is said."""
     async with make_scope(maxsize=1, statement_timeout=0.1) as scope, scope.acquire():
-        scope._pool.gate.slots.copy().pop().since -= 10
+        scope._run.pool.gate.slots.copy().pop().since -= 10
         assert await scope.trouble() == "stalled"
 
 

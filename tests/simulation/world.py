@@ -317,7 +317,7 @@ class World(Books):
         self.say("a stall")
 
     def sweep(self) -> None:
-        """The janitor."""
+        """The housekeeper."""
         standing = self.gate.standing
         self.say("a sweep")
         self.look()

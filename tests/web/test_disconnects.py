@@ -12,7 +12,7 @@ from aiohttp import web
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope.connection import Transaction
 from aiohttp_poolscope.gate import Gate
-from aiohttp_poolscope.pool.pool import Place
+from aiohttp_poolscope.pool.queue import QueuedBorrow
 from tests.conftest import Serve, until
 from tests.kit import clients
 
@@ -106,7 +106,7 @@ Check = Literal["hand-over", "sweep", "handler"]
 
 def only(monkeypatch: pytest.MonkeyPatch, wanted: Check) -> None:
     """Leave one of the three checks for clients that have left, and switch the other two off."""
-    sweep, gone = Gate.sweep, Place.gone
+    sweep, gone = Gate.sweep, QueuedBorrow.gone
     sweeping = False
 
     def swept(self: Any, now: float) -> None:
@@ -122,7 +122,7 @@ def only(monkeypatch: pytest.MonkeyPatch, wanted: Check) -> None:
         return check == wanted and gone(self)
 
     monkeypatch.setattr(Gate, "sweep", swept)
-    monkeypatch.setattr(Place, "gone", asked)
+    monkeypatch.setattr(QueuedBorrow, "gone", asked)
 
 
 @pytest.mark.parametrize("how", ["fin", "rst"])
@@ -250,7 +250,7 @@ async def test_a_running_handler_still_borrows_when_its_client_has_left(dsn: str
             await left.wait()
             await until(lambda: scope.stats().waiting == 1, "its place in the queue")
             for _ in range(3):
-                scope._pool.gate.sweep(asyncio.get_running_loop().time())  # type: ignore[union-attr]
+                scope._run.pool.gate.sweep(asyncio.get_running_loop().time())  # type: ignore[union-attr]
             assert scope.stats().waiting == 1
         async with asyncio.timeout(5):
             await done.wait()

@@ -71,7 +71,7 @@ async def test_during_the_drain_it_is_503(dsn: str, serve: Serve, without: tuple
     app.router.add_get("/", handler)
     async with serve(app) as served:
         scope.begin_drain()
-        await until(lambda: scope._pool is not None and scope._pool.gate.closed, "the end of the drain")
+        await until(lambda: scope._run.pool is not None and scope._run.pool.gate.closed, "the end of the drain")
         async with served.client.get(served.url) as response:
             assert (response.status, (await response.json())["code"]) == (503, "shutting-down")
             assert response.headers["Connection"] == "close"

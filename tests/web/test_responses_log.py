@@ -14,7 +14,7 @@ from aiohttp import web
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope import logs
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
-from aiohttp_poolscope.logs import Seldom
+from aiohttp_poolscope.logs import LogLimiter
 from aiohttp_poolscope.web import responses
 from tests.conftest import Serve, until
 from tests.kit import clients
@@ -22,7 +22,7 @@ from tests.kit import clients
 
 @pytest.fixture(autouse=True)
 def nothing_logged_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(responses, "_seldom", Seldom())
+    monkeypatch.setattr(responses, "_limiter", LogLimiter())
 
 
 def ours(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:

@@ -63,7 +63,7 @@ async def test_one_scope_in_two_applications_that_start_at_once(dsn: str, databa
         runners.append(web.AppRunner(app))
     await asyncio.gather(*(runner.setup() for runner in runners))
     assert len(database.backends()) == 2
-    assert len(audit.pools) == 1
+    assert len(audit.runs) == 1
     await asyncio.gather(*(runner.cleanup() for runner in runners))
     assert scope.state == "closed"
     await until(lambda: not database.backends(), "the end of the connections")

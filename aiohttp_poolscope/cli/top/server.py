@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp_poolscope.driver import DatabaseError
 from aiohttp_poolscope.errors import PoolScopeError
-from aiohttp_poolscope.pool.reporter import shown
+from aiohttp_poolscope.sql.masking import shown
 
 from .view import LONGEST, ServerView
 

@@ -50,8 +50,8 @@ class Seats:
 
 def slots_of(scope: PoolScope) -> tuple[Slot[Any], ...]:
     """The connections a scope has open."""
-    pool = scope._pool  # noqa: SLF001 - it is only read
-    return () if pool is None else tuple(pool.gate.slots)
+    run = scope._run  # noqa: SLF001 - it is only read
+    return () if run is None else tuple(run.pool.gate.slots)
 
 
 def state_of(recorder: Recorder, seats: Seats) -> dict[str, Any]:

@@ -17,17 +17,16 @@ import pytest
 from aiohttp_poolscope.connection import ScopedConnection
 from aiohttp_poolscope.driver import FAILED, IN_TRANSACTION, Driver
 from aiohttp_poolscope.errors import DatabaseUnavailable
-from aiohttp_poolscope.pool.holders import describe
+from aiohttp_poolscope.pool import lifecycles, observing
+from aiohttp_poolscope.pool.holders import describe, holders
 from aiohttp_poolscope.web.outside import current
 
 from .database import elsewhere
-from .seam import pools_alive, pools_made
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from aiohttp_poolscope.events import Events
-    from aiohttp_poolscope.pool import Pool
+    from aiohttp_poolscope.pool import Lifecycle, Pool
 
 __all__ = ("Audit",)
 
@@ -62,7 +61,7 @@ class Audit:
         self.findings: list[str] = []
         self.passed = False
         self.scheduled = False
-        self._pools: list[Pool] = []
+        self._runs: list[Lifecycle] = []
         self._known: set[tuple[int, int]] = set()
         self._factories: dict[asyncio.AbstractEventLoop, Any] = {}
         self._born: list[Born] = []
@@ -70,21 +69,21 @@ class Audit:
     @contextlib.contextmanager
     def listening(self) -> Iterator[Audit]:
         """Note what happens in the pools there are, and in those that are made."""
-        for pool in pools_alive():
-            self._known.update((id(db), db._lease) for _, db in pool.holders())
-            self._made(pool)
-        let_go = ScopedConnection._let_go
+        for run in lifecycles():
+            self._known.update((id(db), db._lease) for _, db in holders(run.pool.gate))
+            self._made(run)
+        let_go = ScopedConnection._give_back
 
-        def look_and_let_go(db: ScopedConnection) -> None:
+        def look_and_give_back(db: ScopedConnection) -> None:
             self._look_at_transaction(db)
             let_go(db)
 
-        ScopedConnection._let_go = look_and_let_go  # type: ignore[method-assign,assignment]
+        ScopedConnection._give_back = look_and_give_back  # type: ignore[method-assign,assignment]
         try:
-            with pools_made(self._made):
+            with observing(self._made):
                 yield self
         finally:
-            ScopedConnection._let_go = let_go  # type: ignore[method-assign]
+            ScopedConnection._give_back = let_go  # type: ignore[method-assign]
             for loop, factory in self._factories.items():
                 if not loop.is_closed():
                     loop.set_task_factory(factory)
@@ -92,8 +91,8 @@ class Audit:
     def look(self) -> None:
         """The test has passed, and its fixtures are still there. Fails it for what is certain already."""
         self.passed = True
-        for pool in self._pools:
-            for _, db in pool.holders():
+        for run in self._runs:
+            for _, db in holders(run.pool.gate):
                 # Whose task goes on may be about to give it back: a handler that ends while the test does.
                 if db.task is not None and db.task.done():
                     self._found_lease(db, "its task has ended")
@@ -103,19 +102,20 @@ class Audit:
     def note_tasks(self) -> None:
         """Look for tasks that were begun in a request and are still there when their application has ended."""
         for born in list(self._born):
-            drained = born.db._pool.drain._task
-            if drained is not None and drained.done() and not born.db._pool._loop.is_running():
+            run = self._run_of(born.db)
+            if run is not None and run.ended and not run.pool.tasks.loop.is_running():
                 self._found_task(born)
 
     def finish(self) -> None:
         """All has ended that was to end with the test. Fails it for what is left."""
         if not self.passed:
             return  # its own failure is what there is to see
-        for pool in self._pools:
-            if pool.drain.begun:
-                self._ask_server(pool)
-            elif not pool._loop.is_closed() and not pool._loop.is_running():
-                pool._loop.run_until_complete(self._look_at_open(pool))
+        for run in self._runs:
+            loop = run.pool.tasks.loop
+            if run.draining:
+                self._ask_server(run.pool)
+            elif not loop.is_closed() and not loop.is_running():
+                loop.run_until_complete(self._look_at_open(run.pool))
         self._report()
 
     def _report(self) -> None:
@@ -123,17 +123,18 @@ class Audit:
         if found:
             pytest.fail("poolscope_audit: " + "\n".join(found), pytrace=False)
 
-    def _made(self, pool: Pool, _events: Events | None = None) -> None:
-        self._pools.append(pool)
-        cancel = pool.drain._cancel
+    def _made(self, run: Lifecycle) -> None:
+        self._runs.append(run)
+        drain = run._drain
+        cancel = drain._cancel
 
         def look_and_cancel() -> int:
-            for _, db in pool.holders():
+            for _, db in holders(run.pool.gate):
                 self._found_lease(db, "the application ended, and drain_grace with it")
             return cancel()
 
-        pool.drain._cancel = look_and_cancel  # type: ignore[method-assign]
-        loop = pool._loop
+        drain._cancel = look_and_cancel  # type: ignore[method-assign]
+        loop = run.pool.tasks.loop
         if loop not in self._factories and not loop.is_closed():
             self._factories[loop] = before = loop.get_task_factory()
             loop.set_task_factory(self._task_factory(before))
@@ -152,7 +153,7 @@ class Audit:
     def _look_at_transaction(self, db: ScopedConnection) -> None:
         # A stream that was dropped halfway has a transaction, too, but that is how streams are.
         slot = db._slot
-        if slot is None or db._streaming or db._pool not in self._pools:
+        if slot is None or db._streaming or self._run_of(db) is None:
             return
         if slot.link.status in (IN_TRANSACTION, FAILED):
             self._say(f"a transaction was left open by {_whose(db)}: it was rolled back")
@@ -178,10 +179,10 @@ class Audit:
         """An application that goes on: it gets a moment to end what the test has begun."""
 
         def left() -> list[ScopedConnection]:
-            return [db for _, db in pool.holders() if (id(db), db._lease) not in self._known]
+            return [db for _, db in holders(pool.gate) if (id(db), db._lease) not in self._known]
 
         def tasks() -> list[Born]:
-            return [born for born in self._born if born.db._pool is pool and born.left is not None]
+            return [born for born in self._born if _pool_of(born.db) is pool and born.left is not None]
 
         end = time.monotonic() + PATIENCE
         while (left() or tasks()) and time.monotonic() < end:  # noqa: ASYNC110  nobody tells when
@@ -191,10 +192,14 @@ class Audit:
         for born in tasks():
             self._found_task(born)
 
+    def _run_of(self, db: ScopedConnection) -> Lifecycle | None:
+        pool = _pool_of(db)
+        return next((run for run in self._runs if run.pool is pool), None)
+
     def _ask_server(self, pool: Pool) -> None:
         """No backend of a pool that has ended may be left. One that cannot be asked has none."""
         name = pool.driver._name
-        others = [other for other in self._pools if not other.drain.begun and other.driver._name == name]
+        others = [run for run in self._runs if not run.draining and run.pool.driver._name == name]
         if others or pool.config.request_tag == "application_name":
             return
         with contextlib.suppress(DatabaseUnavailable):
@@ -222,6 +227,11 @@ async def _backends(pool: Pool, name: str) -> list[Any]:
     finally:
         link.close()
         await driver.close(1.0)
+
+
+def _pool_of(db: ScopedConnection) -> object:
+    """The pool that lends to it; of a request that reads from a replica, the one that lends now."""
+    return getattr(db._lender, "source", db._lender)
 
 
 def _whose(db: ScopedConnection) -> str:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 from aiohttp_poolscope.config.dsn import Host
 from aiohttp_poolscope.connection.statements import Batch
 from aiohttp_poolscope.driver import FAILED, Driver, Link
-from aiohttp_poolscope.driver.search import Targets
+from aiohttp_poolscope.driver.search import Search
 from aiohttp_poolscope.errors import ConfigError, PoolScopeError
 from aiohttp_poolscope.gate import LENT
 
-from .seam import pool_of
+from .seam import run_of
 from .sql import controls
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Faults:
     @contextlib.asynccontextmanager
     async def exhausted(self, scope: PoolScope, *, acquire_timeout: float | None = None) -> AsyncIterator[None]:
         """Every connection of the pool is in use. Who wants one waits ``acquire_timeout`` seconds, or as configured."""
-        pool = pool_of(scope, "poolscope_faults.exhausted(scope)")
+        pool = run_of(scope, "poolscope_faults.exhausted(scope)").pool
         before = pool.config
         async with contextlib.AsyncExitStack() as held:
             for _ in range(pool.gate.maxsize):
@@ -79,7 +79,7 @@ class Faults:
             await _run(link, link.raw.cursor(), Batch([sleep], _text(sql)), None, timeout)
             return None if timeout is None else max(0.001, timeout - (time.monotonic() - begun))
 
-        with _before_statements(pool_of(scope, "poolscope_faults.slow(scope)"), effect):
+        with _before_statements(run_of(scope, "poolscope_faults.slow(scope)").pool, effect):
             yield
 
     @contextlib.asynccontextmanager
@@ -94,13 +94,13 @@ class Faults:
                 await _run(link, link.raw.cursor(), Batch([SHORT], _text(sql)))
             return timeout
 
-        with _before_statements(pool_of(scope, "poolscope_faults.statement_timeouts(scope)"), effect):
+        with _before_statements(run_of(scope, "poolscope_faults.statement_timeouts(scope)").pool, effect):
             yield
 
     @contextlib.asynccontextmanager
     async def dead_connections(self, scope: PoolScope) -> AsyncIterator[int]:
         """The server has ended all sessions of the scope; how many. Those opened from now on live."""
-        yield await _kill(pool_of(scope, "poolscope_faults.dead_connections(scope)"))
+        yield await _kill(run_of(scope, "poolscope_faults.dead_connections(scope)").pool)
 
     @contextlib.asynccontextmanager
     async def database_away(self, scope: PoolScope) -> AsyncIterator[None]:
@@ -108,20 +108,20 @@ class Faults:
 
         At the end of the block the database is back, and the pool has noticed: it serves at once.
         """
-        pool = pool_of(scope, "poolscope_faults.database_away(scope)")
+        pool = run_of(scope, "poolscope_faults.database_away(scope)").pool
         driver = pool.driver
-        before = driver._targets
+        before = driver._search
         with socket.socket() as nobody:  # bound, and not listening: a connect is refused, and nobody gets the port
             nobody.bind(("127.0.0.1", 0))
             host = Host(host="127.0.0.1", port=nobody.getsockname()[1])
             aside = await Driver.open(driver)
-            driver._targets = Targets(replace(driver._config, hosts=(host,)))
+            driver._search = Search(replace(driver._config, hosts=(host,)))
             try:
                 await _kill(pool, aside)
                 yield
             finally:
-                driver._targets = before
-        await _is_back(scope, pool)
+                driver._search = before
+        await _is_back(scope)
 
 
 @contextlib.contextmanager
@@ -141,10 +141,10 @@ async def _run_after_effects(
     self: Link, cursor: Any, sql: str | bytes, params: Any = None, timeout: float | None = None
 ) -> None:
     # With poolscope_rollback the session runs what a stand-in was asked to, and watches for it.
-    link = getattr(self.watch, "link", self)
+    link = getattr(self.observer, "link", self)
     for pool, effect in tuple(effects):
         lent = any(slot.link is link and slot.state is LENT for slot in pool.gate.slots)
-        if lent and self.watch is not None and link.status != FAILED and not controls(_text(sql)):
+        if lent and self.observer is not None and link.status != FAILED and not controls(_text(sql)):
             timeout = await effect(self, sql, timeout)
     await _run(self, cursor, sql, params, timeout)
 
@@ -174,9 +174,9 @@ async def _kill(pool: Pool, aside: Link | None = None) -> int:
         pool.driver.forget_empty()
 
 
-async def _is_back(scope: PoolScope, pool: Pool) -> None:
+async def _is_back(scope: PoolScope) -> None:
     end = time.monotonic() + DEADLINE
-    while not pool.drain.begun and (trouble := await scope.trouble()) is not None:
+    while scope.state == "serving" and (trouble := await scope.trouble()) is not None:
         if time.monotonic() > end:
             raise PoolScopeError(f"poolscope_faults: the database is back, but the scope says: {trouble}")
         await asyncio.sleep(STEP)

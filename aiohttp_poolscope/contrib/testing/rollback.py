@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from aiohttp_poolscope.connection.statements import Batch
 from aiohttp_poolscope.driver import FAILED, IDLE, Driver, Link
 from aiohttp_poolscope.errors import ConfigError, ConnectionBusy, DatabaseUnavailable, PoolScopeError
+from aiohttp_poolscope.pool import observing
 
-from .seam import pool_of, pools_made
+from .seam import run_of
 from .session import BLOCK, STATEMENT, Session
 from .sql import Kind, divided
 
@@ -29,8 +30,7 @@ if TYPE_CHECKING:
 
     from aiohttp_poolscope import PoolScope
     from aiohttp_poolscope.driver import DatabaseError
-    from aiohttp_poolscope.events import Events
-    from aiohttp_poolscope.pool import Pool
+    from aiohttp_poolscope.pool import Lifecycle, Pool
 
 __all__ = ("Rollback",)
 
@@ -59,8 +59,8 @@ class RollbackLink(Link):
 
     def __init__(self, session: Session, rows: Any, patience: float) -> None:
         real = session.link
-        super().__init__(real.aio, cast(Any, None), real.target, rows, pgbouncer=real.pgbouncer)
-        self.generation, self.role, self.fitting = real.generation, real.role, real.fitting
+        super().__init__(real.aio, cast("Any", None), real.target, rows, pgbouncer=real.pgbouncer)
+        self.generation, self.role, self.role_matches = real.generation, real.role, real.role_matches
         self._session = session
         self._patience = patience
         self._block = False
@@ -98,7 +98,7 @@ class RollbackLink(Link):
         if self._inside:
             raise ConnectionBusy("another statement is running on this connection: await it first")
         if self._dead:
-            raise self.verdict or DatabaseUnavailable("this connection has been closed")
+            raise self.closing_error or DatabaseUnavailable("this connection has been closed")
         self._inside = True
         try:
             await self._take_turn()
@@ -109,7 +109,7 @@ class RollbackLink(Link):
             self._inside = False
             self._yield_turn()
 
-    async def settle(self) -> None:
+    async def cancel_and_wait(self) -> None:
         """Wait until an abandoned statement has ended, and undo it or not, as the server did."""
         if self._inside:
             raise ConnectionBusy("another statement is running on this connection: await it first")
@@ -134,10 +134,10 @@ class RollbackLink(Link):
         if self.running_since is not None:
             self._session.link.time_out(limit)
 
-    def fail(self, verdict: PoolScopeError) -> None:
-        """End this one, not the session: the statement in flight is cancelled and raises ``verdict``."""
-        if self.verdict is None:
-            self.verdict = verdict
+    def fail(self, closing_error: PoolScopeError) -> None:
+        """End this one, not the session: the statement in flight is cancelled and raises ``closing_error``."""
+        if self.closing_error is None:
+            self.closing_error = closing_error
         self.time_out(0.0)
         self.close()
 
@@ -153,7 +153,7 @@ class RollbackLink(Link):
         if session.user is not self:
             await session.take_turn(self, self._patience)
         elif self._unsettled:
-            await session.link.settle()
+            await session.link.cancel_and_wait()
         self._unsettled = False
         if not (self._block or self.closed) and session.link.status in (IDLE, FAILED):
             raise PoolScopeError(ENDED)
@@ -216,7 +216,7 @@ class RollbackLink(Link):
 
     async def _send(self, cursor: Any, sql: Any, params: Any, timeout: float | None) -> None:
         link = self._session.link
-        link.watch, link.slow_after, link.comment = _Told(self), self.slow_after, self.comment
+        link.observer, link.slow_after, link.comment = _Told(self), self.slow_after, self.comment
         self.running_since = time.monotonic()
         try:
             await link.run(cursor, sql, params, timeout)
@@ -224,28 +224,28 @@ class RollbackLink(Link):
             self._unsettled = True
             raise
         except Exception as error:
-            if self.verdict is not None:
-                raise self.verdict from error
+            if self.closing_error is not None:
+                raise self.closing_error from error
             raise
         finally:
             self.running_since = None
-            link.watch, link.slow_after, link.comment = None, None, ""
+            link.observer, link.slow_after, link.comment = None, None, ""
 
 
 class _Told:
-    """Tells a stand-in's watch what happens to its statement on the session."""
+    """Tells a stand-in's observer what happens to its statement on the session."""
 
     def __init__(self, link: RollbackLink) -> None:
         self.link = link
-        self.watch = link.watch
+        self.observer = link.observer
 
     def failed(self, _link: Link, sql: object, duration: float, error: DatabaseError) -> None:
-        if self.watch is not None:
-            self.watch.failed(self.link, sql, duration, error)
+        if self.observer is not None:
+            self.observer.failed(self.link, sql, duration, error)
 
     def slow(self, _link: Link, sql: object, duration: float) -> None:
-        if self.watch is not None:
-            self.watch.slow(self.link, sql, duration)
+        if self.observer is not None:
+            self.observer.slow(self.link, sql, duration)
 
 
 def _plan(cursor: Any, sql: Any, params: Any) -> list[tuple[Kind, Any]]:
@@ -279,7 +279,8 @@ class RollbackDriver(Driver):
         before, self._pool = pool.driver, pool
         # The transaction idles whenever the test does, be it in a debugger.
         config = replace(pool.config, idle_in_transaction_timeout=None)
-        super().__init__(config, before._name, before._demoted)
+        super().__init__(config, before._name)
+        self.on_read_only_error = before.on_read_only_error
         self._session: Session | None = None
 
     async def open(self) -> Link:
@@ -330,12 +331,12 @@ class Rollback:
     @contextlib.contextmanager
     def armed(self) -> Iterator[Rollback]:
         """As long as pools that are made may be meant."""
-        with pools_made(self._made):
+        with observing(self._made):
             yield self
 
-    def _made(self, pool: Pool, _events: Events) -> None:
-        if any(scope.config is pool.config for scope in self._scopes):
-            _install(pool)
+    def _made(self, run: Lifecycle) -> None:
+        if any(scope.config is run.pool.config for scope in self._scopes):
+            _install(run.pool)
 
     @contextlib.asynccontextmanager
     async def running(self, scope: PoolScope) -> AsyncIterator[PoolScope]:
@@ -344,7 +345,8 @@ class Rollback:
         Raises ConfigError for one that does not run, or has a connection in use at the beginning or the end.
         """
         call = "poolscope_rollback.running(scope)"
-        pool = pool_of(scope, call)
+        run = run_of(scope, call)
+        pool = run.pool
         _unused(scope, call)
         before, size = pool.driver, pool.gate.maxsize
         _install(pool)
@@ -354,8 +356,9 @@ class Rollback:
             yield scope
             _unused(scope, f"the end of {call}")
         finally:
-            ours, pool.driver, pool.gate.maxsize = pool.driver, before, size
-            if pool.drain.begun:
+            ours, pool.gate.maxsize = pool.driver, size
+            _use(pool, before)
+            if run.draining:
                 await before.close(pool.config.connect_timeout)
             else:
                 pool.expire()
@@ -370,8 +373,12 @@ def _unused(scope: PoolScope, call: str) -> None:
 
 def _install(pool: Pool) -> None:
     config = pool.config
-    pool.driver = RollbackDriver(pool)
+    _use(pool, RollbackDriver(pool))
     # What hooks and resets do to the session is meant for one lease: two must not share it.
     hooked = config.on_acquire or config.on_release or config.reset != "rollback"
     if hooked or config.request_tag == "application_name":
         pool.gate.maxsize = 1
+
+
+def _use(pool: Pool, driver: Driver) -> None:
+    pool.driver = pool.inventory._driver = pool.roles._driver = pool.opener._maintenance._driver = driver

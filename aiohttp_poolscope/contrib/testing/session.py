@@ -74,7 +74,7 @@ class Session:
 
     async def _recover(self) -> None:
         """Its last user has left without an end: a block is undone, a statement if the server has not finished it."""
-        await self.link.settle()
+        await self.link.cancel_and_wait()
         if self.left == STATEMENT and self.link.status != FAILED:
             await self.keep()
         else:
@@ -120,6 +120,6 @@ class Session:
         """Roll back, within ``limit`` seconds, and close."""
         with contextlib.suppress(Exception):
             async with asyncio.timeout(limit):
-                await self.link.settle()
+                await self.link.cancel_and_wait()
                 await self.control("ROLLBACK", None)
         self.link.close()

@@ -1,0 +1,69 @@
+"""Maintenance: what is done to one connection. When it is done is for the opener and the recycler to say."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from aiohttp_poolscope.driver import IDLE, DatabaseError, without_values
+from aiohttp_poolscope.errors import DatabaseUnavailable, PoolScopeError
+
+from . import hooks
+
+if TYPE_CHECKING:
+    from aiohttp_poolscope.config import PoolConfig
+    from aiohttp_poolscope.connection import Lender
+    from aiohttp_poolscope.driver import Driver, Link, StatementObserver
+
+__all__ = ("Maintenance",)
+
+
+class Maintenance:
+    """Creates, pings and restores connections. It knows no gate, and needs no pool but as the lender that hooks see."""
+
+    def __init__(self, config: PoolConfig, driver: Driver, lender: Lender, observer: StatementObserver) -> None:
+        self._config = config
+        self._driver = driver
+        self._lender = lender
+        self._observer = observer
+
+    async def create(self) -> Link:
+        """Open a connection and run ``on_connect`` with it. Closed again if that fails, with DatabaseUnavailable."""
+        link = await self._driver.open()
+        try:
+            link.observer, link.slow_after = self._observer, self._config.slow_threshold
+            if self._config.on_connect is not None:
+                await self._run_on_connect(link)
+        except BaseException:
+            link.close()
+            raise
+        return link
+
+    async def ping(self, link: Link) -> None:
+        """One round trip."""
+        await link.ping()
+
+    async def restore(self, link: Link) -> None:
+        """Make a returned connection as new: no transaction, no statement in flight, the session as configured."""
+        config = self._config
+        if not link.clean:
+            await link.cancel_and_wait()
+            if not link.closed and link.status != IDLE:
+                await link.run(link.cursor(), "ROLLBACK")
+        if config.on_release is not None:
+            await hooks.run(self._lender, config.on_release, link)
+        if config.reset != "rollback" and not link.closed:
+            await link.run(link.cursor(), "DISCARD ALL" if config.reset == "full" else config.reset)
+            if config.reset == "full" and config.on_connect is not None:
+                await hooks.run(self._lender, config.on_connect, link)
+
+    async def _run_on_connect(self, link: Link) -> None:
+        limit = self._config.connect_timeout
+        try:
+            async with asyncio.timeout(limit):
+                await hooks.run(self._lender, self._config.on_connect, link)
+        except DatabaseUnavailable:
+            raise
+        except (DatabaseError, PoolScopeError, TimeoutError) as error:
+            said = f"not done within {limit:g} s" if isinstance(error, TimeoutError) else without_values(error)
+            raise DatabaseUnavailable(f"on_connect failed: {said}") from error
