@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope.contrib.prometheus import METRICS, OUTCOMES, PoolScopeCollector, setup_metrics
-from aiohttp_poolscope.contrib.prometheus import collector as collecting
+from aiohttp_poolscope.contrib.prometheus import route as metrics_route
 from tests.conftest import until
 from tests.kit.documents import ROOT, names, section, table
 
@@ -262,7 +262,7 @@ async def test_a_process_that_has_just_begun(
     dsn: str, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, filled: bool
 ) -> None:
     """prometheus_client makes its file and gives it its size in two steps: who asks between them waits a little."""
-    monkeypatch.setattr(collecting, "TRIES", 500 if filled else 2)
+    monkeypatch.setattr(metrics_route, "TRIES", 500 if filled else 2)
     file = tmp_path / "counter_4711.db"
     file.touch()
 

@@ -10,9 +10,10 @@ prometheus-client.
 
 from __future__ import annotations
 
-from .collector import METRICS as METRICS
-from .collector import OUTCOMES as OUTCOMES
-from .collector import STATES as STATES
-from .collector import PoolScopeCollector, setup_metrics
+from .collector import PoolScopeCollector
+from .metrics import METRICS as METRICS
+from .metrics import OUTCOMES as OUTCOMES
+from .metrics import STATES as STATES
+from .route import setup_metrics
 
 __all__ = ("PoolScopeCollector", "setup_metrics")
