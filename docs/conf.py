@@ -68,6 +68,16 @@ FROM_ROOT = {
 }
 """Pages that are a file of the repository's root, and the heading they begin with here."""
 
+FIGURES = """
+:::{toctree}
+:hidden:
+:glob:
+
+figures/*
+:::
+"""
+"""What the page of the benchmarks has below it: as many pages as there are studies with figures."""
+
 EXAMPLES = "<!-- the table is made when the site is built: docs/conf.py -->"
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)(?P<path>[^)#\s]+)(?P<anchor>#[^)\s]*)?(?=\))")
 CODE = re.compile(r"^(```|:::).*?^\1$", re.MULTILINE | re.DOTALL)
@@ -80,6 +90,8 @@ def read_page(_app: Sphinx, docname: str, source: list[str]) -> None:
         file, title = FROM_ROOT[docname]
         source[0] = f"{title}\n{from_root(file)}"
         home = ROOT / file
+    if docname == "benchmarks":
+        source[0] += FIGURES
     source[0] = source[0].replace(EXAMPLES, "\n".join(examples()))
     source[0] = outside_of_code(source[0], home.parent, docname)
 

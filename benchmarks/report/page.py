@@ -1,151 +1,109 @@
-"""The page of the results, docs/benchmarks.md."""
+"""The page that is read, docs/benchmarks.md: some ratios and two pictures, and the way to all figures."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from benchmarks.study import Ratio
-
-from .tables import cases, shown, table
+from .figures import HEAD, bound, joined, met
+from .tables import number, table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
-    from benchmarks.study import Goal, Sample
+    from benchmarks.study import Ratio
 
     from .results import Results
 
 INTRODUCTION = """\
-# Benchmarks
+This package beside aiopg by hand, aiopg without a pool, asyncpg, psycopg 3, SQLAlchemy, and psycopg2 with nothing
+around it: the same service with each, on 10 connections. PostgreSQL, the service and the load share
+{machine}.
+[How it is measured](figures/method.md) has the rest."""
 
-<!-- Made by `python -m benchmarks.report`: what is changed here is lost with the next run. -->
+RATE = "[requests per second](figures/throughput.md), 8 clients"
+IN_TIME = "[answered in time](figures/overload.md), of the capacity, when"
+LINES = {
+    "throughput: SELECT 1, 8 clients, asyncio: rate of poolscope / by hand": f"{RATE}: times those of aiopg by hand",
+    "throughput: SELECT 1, 8 clients, asyncio: rate of poolscope / asyncpg": f"{RATE}: times those of asyncpg's pool",
+    "throughput: SELECT 1, 8 clients, asyncio: rate of poolscope / psycopg2 polling": (
+        f"{RATE}: times those of psycopg2 with nothing around it"
+    ),
+    "contention: SELECT 1, 100 clients, asyncio: p99 of poolscope / by hand": (
+        "[99th percentile](figures/contention.md), 100 clients: times that of aiopg by hand"
+    ),
+    "overload: 3 x, 100 ms: goodput of poolscope / capacity": f"{IN_TIME} 3 times that is asked: queries of 100 ms",
+    "overload: 3 x, 10 ms: goodput of poolscope / capacity": f"{IN_TIME} 3 times that is asked: queries of 10 ms",
+    "overload: 10 x, 10 ms: goodput of poolscope / capacity": f"{IN_TIME} 10 times that is asked: queries of 10 ms",
+    "costs: borrow and return, 10 idle, asyncio: seconds of poolscope / aiopg.Pool": (
+        "[borrow and return](figures/costs.md), 10 idle: times what `aiopg.Pool` takes"
+    ),
+    "growth: pool size: cpu of 200 connections / 10 connections": (
+        "[processor time](figures/growth.md) of a request, 200 connections: times that with 10"
+    ),
+    "observed: SELECT 1, 8 clients, asyncio: cpu of Prometheus and page / poolscope": (
+        "[processor time](figures/observed.md) of a request, with Prometheus and the page: times that without"
+    ),
+}
+"""The goals that the page shows, by their names, and what it says of each."""
 
-Each question is a *study*, each load in it a *case*, and whoever takes part a *candidate*. The goals are ratios:
-all candidates of a case run in turns, in changing order, and only runs of the same round are compared, so that what
-else the machine does hits all of them. The figures beside them are this machine's and no promise for another.
+READING = """\
+Each run counts with the median of its rounds. The table has the lowest and the highest run, and in how many runs the
+goal was met; [what stands in the way](performance.md#what-stands-in-the-way) says why some are missed."""
 
-- PostgreSQL is real and the benchmark's own, reached over a Unix socket. Each service is a process of its own, and so
-  is the load, over TCP; they share the processors.
-- Each candidate is written as the documentation of its library does it
-  ([candidates.py](../benchmarks/services/candidates.py), [drivers.py](../benchmarks/services/drivers.py)), with 10
-  connections and autocommit. This package runs with all that is on by default, unless a case says otherwise.
-- `rate`, `goodput` and the like are per second. Beside a median stand the lowest and the highest of the rounds.
-- A run in which any request fails is no figure, and is listed at the end. In the study of overload, where requests are
-  refused on purpose, they are counted.
+PICTURES = {
+    "throughput": ("", "requests per second of each library with 8 clients"),
+    "standing": (
+        "Three times more than can be served, 10 ms each, from clients that give up after a second:",
+        "answered in time, second by second",
+    ),
+}
+"""By the name of the file: what stands above it, and what it shows."""
 
+AGAIN = """\
 ```sh
 make bench         # all of it, about 20 minutes; ARGS="--only throughput --rounds 5" for a part
 make bench-quick   # about 3 minutes; ends with what has got worse since the figures on record
 ```
 
 It needs `wrk` (`apt-get install wrk`). Every single run is kept in `benchmarks/results/results.json`; from such files
-`python -m benchmarks.report` makes this page, and `python -m benchmarks.report.compare` says what has got worse.
-"""
-
-ABOUT = {
-    "throughput": """\
-Requests per second as `wrk` counts them, with keep-alive. "no pool" is aiopg with a connection for each client;
-"psycopg2 polling" has that too, and nothing but a loop around psycopg2: the limit of what can be had with it. Both
-have as many connections as clients, so they take part with 8 clients only. "asyncpg, no reset" leaves out what asyncpg
-does to a session that comes back, and is for information.""",
-    "contention": """\
-Ten connections for 100 and 1000 clients that ask again as soon as they are answered. With 1000, each waits longer than
-the default `queue_target`: by default most of them would be refused at once, so that the others need not wait. Here
-`queue_target=None`, so that all are served.""",
-    "overload": """\
-Clients come whether others have been answered or not, and give up after a second. The capacity is measured first; the
-load is a multiple of it. `busy` is the part of the time that the service's process had a processor, `starved` the part
-that it waited for one, and `stolen` what the host of a virtual machine took from all of its processors, as a part of
-one: while that lasts, connections are lent and nothing moves.""",
-    "costs": "What the package itself takes, in one process, beside what aiopg takes for the same.",
-    "growth": "The processor time of a request while something else grows.",
-}
-
-UNSAID = {"errors"}
-
-MANY = 6
-"""More figures than fit beside each other."""
+`python -m benchmarks.report` makes this page, and `python -m benchmarks.report.compare` says what has got worse."""
 
 
-def where(runs: Sequence[Results]) -> str:
-    """Machine and versions: once where all runs agree."""
-    columns = [{**run.machine, **run.versions, **settings(run)} for run in runs]
-    names = list(dict.fromkeys(name for column in columns for name in column))
-    rows = []
-    for name in names:
-        values = [str(column.get(name, "")) for column in columns]
-        rows.append((name, *(values if len(set(values)) > 1 else [values[0], *[""] * (len(values) - 1)])))
-    return table(("", *titles(runs)), rows)
-
-
-def settings(run: Results) -> dict[str, Any]:
-    studies = run.settings.get("studies", [])
-    return {**run.settings, "studies": ", ".join(studies), "date": run.date}
-
-
-def titles(runs: Sequence[Results]) -> list[str]:
-    return [f"run {place}" for place in range(1, len(runs) + 1)] if len(runs) > 1 else ["measured"]
-
-
-def goals(runs: Sequence[Results], study: str) -> str:
-    """The table of a study's goals, or nothing."""
-    measured = [run.ratios() for run in runs]
-    wanted = dict.fromkeys(goal for each in measured for goal in each if goal.study == study)
-    rows = []
-    for goal in wanted:
-        ratios = [each.get(goal) for each in measured]
-        met = [goal.met(ratio) for ratio in ratios if ratio is not None]
-        said = "yes" if all(met) else f"{sum(met)} of {len(met)}" if any(met) else "**no**"
-        cells = [shown(ratio, unit_of(goal)) if ratio else "" for ratio in ratios]
-        rows.append((goal.name.partition(": ")[2], bound(goal), *cells, said))
-    return table(("goal", "bound", *titles(runs), "met"), rows) if rows else ""
-
-
-def unit_of(goal: Goal) -> str:
-    """The figure whose unit a goal has: none if it is a ratio."""
-    return "" if goal.against or goal.by else goal.figure
-
-
-def bound(goal: Goal) -> str:
-    return f"{goal.kind} {shown(Ratio(goal.bound, goal.bound, goal.bound), unit_of(goal))}"
-
-
-def figures(samples: Iterable[Sample], study: str) -> Iterator[str]:
-    """A table for each case: a row for each candidate, or for each figure where these are many."""
-    for case, candidates in cases(samples, study).items():
-        names = list(dict.fromkeys(name for each in candidates.values() for name in each if name not in UNSAID))
-        cells = {
-            (candidate, name): shown(each[name], name) if name in each else ""
-            for candidate, each in candidates.items()
-            for name in names
-        }
-        if len(names) > MANY:
-            rows = [(name, *(cells[candidate, name] for candidate in candidates)) for name in names]
-            head = ("", *candidates)
-        else:
-            rows = [(candidate, *(cells[candidate, name] for name in names)) for candidate in candidates]
-            head = ("", *names)
-        yield f"**{case}**\n\n{table(head, rows)}"
-
-
-def notes(runs: Sequence[Results]) -> Iterator[str]:
-    """Who could not play and what was not measured, and why."""
-    reasons = {
-        what: why for run in runs for kind in ("left out", "failed") for what, why in run.notes.get(kind, {}).items()
-    }
-    if reasons:
-        yield "## Not measured\n\n" + "\n".join(f"- {what}: {why}" for what, why in sorted(reasons.items()))
-
-
-def document(runs: Sequence[Results], pictures: Sequence[str] = ()) -> str:
+def page(runs: Sequence[Results], pictures: Sequence[str] = ()) -> str:
     """The page."""
-    samples = [sample for run in runs for sample in run.samples]
-    studies = list(dict.fromkeys(sample.study for sample in samples))
-    several = f"All rounds of {len(runs)} runs." if len(runs) > 1 else ""
-    parts = [INTRODUCTION.rstrip(), "## Where", where(runs)]
-    for study in studies:
-        parts += [f"## {study.capitalize()}", ABOUT.get(study, ""), goals(runs, study)]
-        if study in pictures:
-            parts.append(f"![{study}](images/{study}.svg)")
-        parts += [f"### Figures of {study}", several, *figures(samples, study)]
-    return "\n\n".join(part for part in [*parts, *notes(runs)] if part) + "\n"
+    shows = [each for name, (above, alt) in PICTURES.items() if name in pictures for each in (above, image(name, alt))]
+    introduction = INTRODUCTION.format(machine=machine(runs))
+    return joined(HEAD.format(title="Benchmarks"), introduction, summary(runs), READING, *shows, AGAIN)
+
+
+def image(name: str, alt: str) -> str:
+    return f"![{alt}](images/{name}.svg)"
+
+
+def machine(runs: Sequence[Results]) -> str:
+    """What the runs had in common, or each of what they had."""
+
+    def of(found: Iterable[object]) -> str:
+        return " and ".join(dict.fromkeys(map(str, found)))
+
+    processors, model = (of(run.machine.get(name, "?") for run in runs) for name in ("processors", "model"))
+    python, server = (of(run.versions.get(name, "?") for run in runs) for name in ("Python", "PostgreSQL"))
+    return f"{processors} processors ({model}), with Python {python} and PostgreSQL {server}"
+
+
+def summary(runs: Sequence[Results]) -> str:
+    """The table: a row for each of LINES that has been measured."""
+    measured = [{goal.name: (goal, ratio) for goal, ratio in run.ratios().items()} for run in runs]
+    rows = []
+    for name, words in LINES.items():
+        found = [each[name] for each in measured if name in each]
+        if found:
+            goal, ratios = found[0][0], [ratio for _, ratio in found]
+            rows.append((words, between(ratios), bound(goal), met(goal, ratios)))
+    return table(("ratio", "measured", "goal", "met"), rows) if rows else ""
+
+
+def between(ratios: Sequence[Ratio]) -> str:
+    """The lowest and the highest run."""
+    medians = [ratio.median for ratio in ratios]
+    return " - ".join(dict.fromkeys((number(min(medians)), number(max(medians)))))

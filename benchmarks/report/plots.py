@@ -1,4 +1,4 @@
-"""The pictures of docs/benchmarks.md."""
+"""The pictures of docs/benchmarks.md and docs/figures."""
 
 from __future__ import annotations
 
@@ -188,4 +188,4 @@ PICTURES: dict[str, tuple[str, Callable[[Sequence[Sample], Sequence[Results]], A
     "overload": ("overload", overload),
     "standing": ("overload", partial(overload, first=True)),
 }
-"""By the name of its file, the study that each is of. ``standing`` is for the README."""
+"""By the name of its file, the study that each is of. ``standing`` is for the page, and for the README."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,11 +12,11 @@ import psycopg2.extensions
 import pytest
 
 from aiohttp_poolscope.driver import link
-from benchmarks.__main__ import studies
+from benchmarks.__main__ import STUDIES, studies
 from benchmarks.by_hand import hot_path
 from benchmarks.load import wrk
-from benchmarks.report import compare, plots
-from benchmarks.report.page import document
+from benchmarks.report import compare, figures, page, plots
+from benchmarks.report.__main__ import write
 from benchmarks.report.results import Results
 from benchmarks.report.tables import shown
 from benchmarks.services.candidates import CANDIDATES
@@ -142,20 +143,52 @@ def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert Results.read(tmp_path / "new" / "results.json") == found
 
 
-def test_the_report_shows_all_runs() -> None:
+def test_the_figures_are_of_all_runs() -> None:
     """Each run's ratio with its range, whether the goal was met in all of them, and who could not play."""
     runs = [run((150, 100), (160, 100)), run((130, 100))]
     runs[1].notes |= {"left out": {"a library": "it does not start"}, "failed": {"a run": "8 errors"}}
-    page = document(runs, ["throughput"])
-    assert f"| {CASE}: rate of poolscope / by hand | at least 1.4 | 1.55 (1.5 - 1.6) | 1.3 | 1 of 2 |" in page
-    assert f"| {CASE}: p99 of poolscope / mean | at most 1.7 | 1.5 | 1.5 | yes |" in page
-    assert "| poolscope | 150 (130 - 160) | 2 ms | 1 ms | 3 ms |" in page
-    assert "| Python | 3.11.7 |  |" in page
-    assert "images/throughput.svg" in page
-    assert "- a library: it does not start\n- a run: 8 errors" in page
+    found = figures.pages(runs, ["throughput"])
+    assert list(found) == ["method", "throughput"]
+    assert (
+        f"| {CASE}: rate of poolscope / by hand | at least 1.4 | 1.55 (1.5 - 1.6) | 1.3 | 1 of 2 |"
+        in found["throughput"]
+    )
+    assert f"| {CASE}: p99 of poolscope / mean | at most 1.7 | 1.5 | 1.5 | yes |" in found["throughput"]
+    assert "| poolscope | 150 (130 - 160) | 2 ms | 1 ms | 3 ms |" in found["throughput"]
+    assert "(../images/throughput.svg)" in found["throughput"]
+    assert "| Python | 3.11.7 |  |" in found["method"]
+    assert "- a library: it does not start\n- a run: 8 errors" in found["method"]
     assert shown(Ratio(0, 0, 0), "p50") == "0 s"
     assert shown(Ratio(0.0005, 0.0004, 0.0006), "p50") == "500 µs (400 - 600)"
-    assert "images/" not in document(runs)
+    assert "images/" not in figures.pages(runs)["throughput"]
+
+
+def test_the_page_has_the_lowest_and_the_highest_run() -> None:
+    """Of what was measured; a single run is one figure."""
+    runs = [run((150, 100), (160, 100)), run((130, 100)), run((140, 100))]
+    words = page.LINES[FASTER.name]
+    assert [line for line in page.page(runs).splitlines() if line.startswith("| [")] == [
+        f"| {words} | 1.3 - 1.55 | at least 1.4 | 2 of 3 |"
+    ]
+    assert f"| {words} | 1.3 | at least 1.4 | **no** |" in page.page(runs[1:2])
+    assert "2 processors (a processor), with Python 3.11.7" in page.page(runs)
+    assert "| ratio |" not in page.page([Results([], [])])
+
+
+def test_the_page_shows_goals_that_there_are() -> None:
+    """Ratios all of them: none has a unit."""
+    modules = [importlib.import_module(f"benchmarks.studies.{name}") for name in STUDIES]
+    goals = {goal.name: goal for module in modules for goal in module.GOALS}
+    assert [figures.unit_of(goals[name]) for name in page.LINES] == [""] * len(page.LINES)
+
+
+def test_the_report_is_of_these_runs_alone(tmp_path: Path) -> None:
+    """The page of a study that they have not measured does not stay."""
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "costs.md").write_text("# Costs\n")
+    write([run((150, 100))], ["standing"], tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*.md")) == ["benchmarks.md", "method.md", "throughput.md"]
+    assert "(images/standing.svg)" in (tmp_path / "benchmarks.md").read_text()
 
 
 def test_the_same_results_give_the_same_pictures(tmp_path: Path) -> None:
