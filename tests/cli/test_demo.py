@@ -9,7 +9,6 @@ import os
 import re
 import select
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +23,7 @@ from yarl import URL
 from aiohttp_poolscope.cli.demo.audit import Audit, Watch
 from aiohttp_poolscope.cli.demo.load import Tallies
 from tests.conftest import DEADLINE, Database
+from tests.kit import curl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -172,12 +172,12 @@ def test_each_printed_url_answers_as_promised(demo: Demo, path: str) -> None:
     assert body in answered[1]
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
 @pytest.mark.parametrize("path", PROMISES)
-def test_each_printed_command_works_when_pasted(demo: Demo, path: str) -> None:
+def test_each_printed_command_works_when_pasted(demo: Demo, path: str, tmp_path: Path) -> None:
     """A shell that is given the printed line shows the promised answer."""
     pasted = ["sh", "-c", commands(demo)[path]]
-    done = subprocess.run(pasted, capture_output=True, check=False, text=True, timeout=END_LIMIT)
+    environ = os.environ | {"PATH": curl.on_path(tmp_path)}
+    done = subprocess.run(pasted, env=environ, capture_output=True, check=False, text=True, timeout=END_LIMIT)
     assert PROMISES[path][1] in done.stdout, done
     assert done.returncode == 0
 

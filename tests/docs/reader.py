@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.kit import curl
 from tests.kit.documents import ALONE, ROOT, TERMINAL
 
 if TYPE_CHECKING:
@@ -242,6 +243,7 @@ class Reader:
             "PYTEST|VIRTUAL_ENV|PYTHONPATH|DATABASE_URL|DB_|WEB_CONCURRENCY|POOLSCOPE|PORT$|MAKE|MFLAGS|ARGS$"
         )
         found = {name: value for name, value in os.environ.items() if not unwanted.match(name)}
+        found["PATH"] = curl.on_path(self.home)
         found |= {"COLUMNS": "80", "PYTHONUNBUFFERED": "1", "PYTEST_ADDOPTS": "-p no:cacheprovider"}
         if self.dsn:
             found["DATABASE_URL"] = self.dsn

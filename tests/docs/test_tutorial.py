@@ -37,7 +37,7 @@ def test_the_tutorial_works(reader: Reader) -> None:
 
 @pytest.mark.system  # it asks a package index, and builds the package
 def test_the_tutorial_works_from_nothing(reader: Reader) -> None:
-    """It needs nothing but Python, curl and the clone: also in a virtual environment made as it says."""
+    """It needs nothing but Python, the clone and a curl: also in a virtual environment made as it says."""
     reader.from_nothing = True
     follow_all(reader, read(TUTORIAL))
 

@@ -26,8 +26,8 @@ GROUPS = {
         *("web/responses", "web/responses_drain", "web/disconnects", "web/no_connection_errors", "pool/drain"),
     ),
     "pool": (
-        *("connection/connection", "pool/hooks", "pool/hooks_edges", "pool/leases", "pool/pool", "pool/edges"),
-        "pool/faults",
+        *("connection/connection", "connection/cursor", "pool/hooks", "pool/hooks_edges", "pool/leases"),
+        *("pool/pool", "pool/edges", "pool/faults"),
     ),
     "load": ("load/abort_storm", "load/cancellation_fuzz"),
 }

@@ -47,7 +47,7 @@ EXCEPT = {
     ),
     "an idle connection does not end with its backend: PgBouncer keeps it, and takes another backend": (
         "tests/web/test_responses.py::test_database_unavailable_when_the_connection_dies[between statements]",
-        "tests/pool/test_hooks.py::test_cursor_on_a_dead_connection",
+        "tests/connection/test_cursor.py::test_cursor_on_a_dead_connection",
         "tests/pool/test_edges.py::test_a_dead_lease_does_not_stop_the_housekeeper",
         "tests/pool/test_faults.py::test_a_descriptor_that_is_a_strangers_at_once",
         "tests/pool/test_faults.py::test_dead_idle_connections_reach_nobody",
