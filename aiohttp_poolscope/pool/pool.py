@@ -22,7 +22,7 @@ from aiohttp_poolscope.connection import ScopedConnection
 from aiohttp_poolscope.driver import Driver
 from aiohttp_poolscope.errors import ConfigError, PoolScopeError
 from aiohttp_poolscope.events import Acquired, Released
-from aiohttp_poolscope.gate import Breaker, Gate, Outcome, Slot, SlotState, Waiter
+from aiohttp_poolscope.gate import Breaker, Gate, Outcome, Overload, Slot, SlotState, Waiter
 from aiohttp_poolscope.stats import Histogram, Lease, PoolStats
 
 from . import hooks
@@ -95,8 +95,8 @@ class Pool:
             maxsize=config.maxsize,
             minsize=config.minsize,
             max_waiting=config.max_waiting,
-            queue_target=config.queue_target,
             check_after_idle=config.check_after_idle,
+            overload=Overload(config.queue_target),
         )
         self.breaker = Breaker(config.breaker_failures, config.breaker_reset)
         name = config.application_name or config.default_application_name(socket.gethostname(), os.getpid())

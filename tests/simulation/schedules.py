@@ -18,7 +18,7 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 
-from aiohttp_poolscope.gate import Gate
+from aiohttp_poolscope.gate import Gate, Overload
 
 from .world import World
 
@@ -45,9 +45,12 @@ class Tally:
         self.failures += other.failures
 
 
-def run(seed: str, gate_class: type[Gate[int]] = Gate, trace: list[str] | None = None) -> Tally:
-    """One schedule. What is wrong with the gate is in the tally's failures."""
-    world = World(seed, gate_class, trace)
+Kind = type[Gate[int]] | type[Overload]
+
+
+def run(seed: str, kind: Kind = Gate, trace: list[str] | None = None) -> Tally:
+    """One schedule, with a kind of gate or of overload policy. What is wrong with it is in the tally's failures."""
+    world = World(seed, policy=kind, trace=trace) if issubclass(kind, Overload) else World(seed, kind, trace=trace)
     tally = Tally(schedules=1)
     try:
         world.run()
@@ -59,20 +62,20 @@ def run(seed: str, gate_class: type[Gate[int]] = Gate, trace: list[str] | None =
     return tally
 
 
-def run_many(seed: int | str, numbers: range, gate_class: type[Gate[int]] = Gate) -> Tally:
+def run_many(seed: int | str, numbers: range, kind: Kind = Gate) -> Tally:
     """Many schedules, up to the first failure: ``<seed>:<number>`` is the seed of each."""
     tally = Tally()
     for number in numbers:
-        tally.add(run(f"{seed}:{number}", gate_class))
+        tally.add(run(f"{seed}:{number}", kind))
         if tally.failures:
             break
     return tally
 
 
-def replay(seed: str, gate_class: type[Gate[int]] = Gate) -> str:
+def replay(seed: str, kind: Kind = Gate) -> str:
     """The trace of one schedule, the verdict last."""
     trace: list[str] = []
-    failures = run(seed, gate_class, trace).failures
+    failures = run(seed, kind, trace).failures
     return "\n".join([*trace, *(problem for _, problem in failures)] or ["nothing happened"])
 
 
