@@ -3,14 +3,7 @@
 Pure and synchronous: no I/O, no event loop, no clock; the time is an argument (seconds, monotonic). The pool
 around it opens, repairs and closes connections and tells the gate what happened; the gate decides who is served.
 
-A connection lives in a Slot. Its states and transitions::
-
-    (a Room) ---fill----> IDLE <----give---- LENT, REPAIRING, CHECKING
-                          IDLE -try_acquire-> LENT        a fresh one, at once
-                          IDLE --next_check-> CHECKING    a stale one, for somebody who waits
-                    LENT, IDLE ---repair---> REPAIRING    dirty, or pinged to keep it alive
-                   any of them ----lost----> GONE
-
+A connection lives in a Slot; ``slots.TRANSITIONS`` has its states, and the calls that lead from one to another.
 ``give`` hands the slot straight to whoever waits (LENT) and only otherwise puts it on the idle stack. A slot that
 was handed over counts as lent before its waiter has woken up: the waiter then either ``claim``s it or ``withdraw``s.
 """
@@ -21,7 +14,7 @@ from collections import OrderedDict, deque
 from typing import Generic, TypeVar
 
 from .overload import Overload
-from .slots import CHECKING, GONE, IDLE, LENT, REPAIRING, Outcome, Slot, Waiter
+from .slots import CHECKING, GONE, IDLE, LENT, REPAIRING, STATES, Outcome, Slot, Waiter
 
 __all__ = ("Gate", "Room")
 
@@ -352,7 +345,7 @@ class Gate(Generic[L]):
             "idle counted": states.count(IDLE) == len(self._idle) == len(set(self._idle)),
             "lent counted": states.count(LENT) == self.lent,
             "checking counted": states.count(CHECKING) == self.checking,
-            "no slot is gone": GONE not in states,
+            "no slot is gone": STATES.issuperset(states),
             "nobody waits while a connection is idle": not self._idle or len(self._waiters) <= self.checking,
             "every borrow ends once": self.borrows == ended + len(self._waiters) + self.handed,
             "who waits has no outcome": all(w.outcome is None and w.slot is None for w in self._waiters),

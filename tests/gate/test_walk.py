@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
-from aiohttp_poolscope.gate import Gate, Outcome, Overload, Room, Slot, SlotState, Waiter
+from aiohttp_poolscope.gate import Outcome, Overload, Room, Slot, SlotState, Waiter
 from tests.kit.books import Borrower
+from tests.kit.traced import STEPS, Traced
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from tests.kit.traced import Step
 
 T = TypeVar("T")
 
@@ -79,7 +82,7 @@ class State:
         self.holding = 0
         self.handed: list[Borrower] = []
         self.room: Room[int] | None = None
-        self.gate: Gate[int] = Gate(
+        self.gate = Traced(
             maxsize=case.connections,
             minsize=case.minsize,
             max_waiting=case.max_waiting,
@@ -125,6 +128,7 @@ class State:
         gate = self.gate
         if gate.waiting + gate.lent < self.case.borrowers:
             yield "ask", 0
+            yield "ask, find it dead", 0
             if self.case.running:
                 yield "ask running", 0
         for i in range(gate.waiting):
@@ -132,6 +136,7 @@ class State:
         yield from (("client dies", i) for i, waiter in enumerate(self.places()) if waiter.alive)
         for i, borrower in enumerate(self.handed):
             yield "take", i
+            yield "take, find it dead", i
             yield "cancel after hand-over", i
             if gate.closed and borrower.slot and borrower.slot.state is not SlotState.GONE:
                 yield "force", i
@@ -176,7 +181,11 @@ class State:
         self.holding -= what.startswith("return")
         match what:
             case "ask" | "ask running":
-                self._ask(running=what == "ask running")
+                self._ask(before, running=what == "ask running")
+            case "ask, find it dead":
+                self._find_dead(gate.try_acquire(now))
+            case "take, find it dead":
+                self._find_dead(gate.claim(self.handed.pop(i)))
             case "cancel":
                 gate.withdraw(before[i], Outcome.CANCELLED, now)
             case "time out":
@@ -232,7 +241,12 @@ class State:
             assert gate.next_check(self.now) is not None
         self._settled(before, standing=standing)
 
-    def _ask(self, *, running: bool) -> None:
+    def _find_dead(self, slot: Slot[int] | None) -> None:
+        if slot is not None and slot.state is SlotState.LENT:
+            self.gate.cancel_lend(slot)
+            self.gate.lost(slot, self.now)
+
+    def _ask(self, before: list[Borrower], *, running: bool) -> None:
         gate = self.gate
         if gate.draining and not running:
             slot = None  # the pool turns it away by itself
@@ -242,7 +256,18 @@ class State:
             assert slot is (fresh[-1] if fresh else None)
         self.holding += slot is not None
         if slot is None:
+            if not running:
+                self._make_room(before)
             gate.join(Borrower("somebody", running=running), self.now)
+
+    def _make_room(self, before: list[Borrower]) -> None:
+        gate = self.gate
+        not_begun = [borrower for borrower in before if not borrower.running]
+        leaving = not_begun[: gate.crowded and len(not_begun) >= 2 * gate.maxsize]
+        gate.make_room()
+        for borrower in leaving:
+            assert (borrower.outcome, borrower.woken) == (Outcome.SHED, 1)
+            before.remove(borrower)
 
     def _room(self) -> Room[int]:
         room, self.room = self.room, None
@@ -316,7 +341,7 @@ class State:
         if late is not None and (not places or late <= places[0].since):
             late = None
         return (
-            (gate.draining, gate.closed, policy.standing, gate.opening),
+            (gate.draining, gate.closed, gate.crowded, policy.standing, gate.opening),
             tuple((place.alive, place.running, age(max(place.since, gate.up_since))) for place in places),
             tuple(self.now > slot.since for slot in gate.idle_slots()),
             tuple(sorted(lease(self.now - slot.since) for slot in self.slots(SlotState.LENT))),
@@ -328,12 +353,15 @@ class State:
         )
 
 
-def walk(case: Case) -> tuple[int, int]:
-    """Breadth first, so that what fails is told by the shortest way to it. How many states and moves there are."""
+def walk(case: Case) -> tuple[int, int, set[Step]]:
+    """Breadth first, so that what fails is told by the shortest way to it. How many states and moves there are, and
+    what the moves did to connections.
+    """
     start = State(case)
     plain = (int, float, NoneType)
     changeable = {name for name, value in vars(start.gate).items() if not isinstance(value, plain)}
-    assert changeable == {"slots", "ended", "overload", "_idle", "_waiters", "_recent"}, "twin() must copy all of these"
+    copied = {"slots", "ended", "overload", "_idle", "_waiters", "_recent"}
+    assert changeable == copied | {"seen"}, "twin() must copy all that changes; what was seen is seen by all"
     assert all(isinstance(value, plain) for value in vars(start.gate.overload).values())
     ways: dict[object, tuple[object, str]] = {start.key(): (None, "start")}
     frontier = deque([start])
@@ -358,12 +386,13 @@ def walk(case: Case) -> tuple[int, int]:
                     key, earlier = ways[key]
                     way.append(earlier)
                 raise AssertionError(" -> ".join(reversed(way))) from error
-    return len(ways), moves
+    return len(ways), moves, start.gate.seen
 
 
 @pytest.mark.parametrize("case", [*CASES, pytest.param(LARGE, marks=pytest.mark.slow)], ids=str)
 def test_every_order_of_events_keeps_every_promise(case: Case) -> None:
     """In every state the invariants hold, and from every state everyone who waits can still be settled."""
-    states, moves = walk(case)
+    states, moves, seen = walk(case)
     print(f"{case}: {states:,} states, {moves:,} moves")
     assert states >= case.states
+    assert seen == STEPS, "all that the table says can happen, does"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from aiohttp_poolscope.gate import Gate, Outcome, Overload, Room, Slot, SlotState, Waiter
+from tests.kit.traced import STEPS
 
 from . import schedules
 
@@ -24,6 +25,7 @@ def test_random_schedules_keep_every_promise() -> None:
     assert set(total.outcomes) == {outcome.value for outcome in Outcome}
     assert total.events > 50 * SCHEDULES
     assert total.stood > 50
+    assert total.steps == STEPS
 
 
 def test_a_seed_always_grows_the_same_schedule() -> None:

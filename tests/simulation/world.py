@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from aiohttp_poolscope.gate import Gate, Outcome, Overload, Slot, SlotState
 from tests.kit.books import Books, Listed
+from tests.kit.traced import Traced
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +21,7 @@ class World(Books):
     def __init__(
         self,
         seed: str,
-        gate_class: type[Gate[int]] = Gate,
+        gate_class: type[Gate[int]] = Traced,
         policy: type[Overload] = Overload,
         trace: list[str] | None = None,
     ) -> None:
