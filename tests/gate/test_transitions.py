@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from aiohttp_poolscope.gate import Slot, SlotState
-from tests.docs.test_docs import ROOT
+from tests.kit.documents import ROOT
 from tests.kit.traced import STEPS, Traced
 
 DIAGRAM = ROOT / "docs" / "images" / "gate-states.svg"
