@@ -3,14 +3,7 @@
 Pure and synchronous: no I/O, no event loop, no clock; the time is an argument (seconds, monotonic). The pool
 around it opens, repairs and closes connections and tells the gate what happened; the gate decides who is served.
 
-A connection lives in a Slot. Its states and transitions::
-
-    (a Room) ---fill----> IDLE <----give---- LENT, REPAIRING, CHECKING
-                          IDLE -try_acquire-> LENT        a fresh one, at once
-                          IDLE --next_check-> CHECKING    a stale one, for somebody who waits
-                    LENT, IDLE ---repair---> REPAIRING    dirty, or pinged to keep it alive
-                   any of them ----lost----> GONE
-
+A connection lives in a Slot; ``slots.TRANSITIONS`` has its states, and the calls that lead from one to another.
 ``give`` hands the slot straight to whoever waits (LENT) and only otherwise puts it on the idle stack. A slot that
 was handed over counts as lent before its waiter has woken up: the waiter then either ``claim``s it or ``withdraw``s.
 """
@@ -20,7 +13,8 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from typing import Generic, TypeVar
 
-from .slots import CHECKING, GONE, IDLE, LENT, REPAIRING, Outcome, Slot, Waiter
+from .overload import Overload
+from .slots import CHECKING, GONE, IDLE, LENT, REPAIRING, STATES, Outcome, Slot, Waiter
 
 __all__ = ("Gate", "Room")
 
@@ -29,33 +23,16 @@ L = TypeVar("L")
 OPENINGS = 1
 """Connections that are opened at once: connects do not pile up on a database that may be struggling."""
 
-NORMAL_WAIT_IN_LEASES = 4.0
-"""A wait of four median leases is normal: slow queries make long waits normal."""
-
-CROWD_IN_LEASES = 2.0
-"""In a crowd, so many times ``maxsize`` may wait whose work has not begun: two for every connection."""
-
-GIVEN_UP = 2
-"""So many have left from the head of the queue, unserved, shortly after each other: clients do not wait as long as
-would be normal. One may leave for reasons of its own."""
-
 GAVE_UP = (Outcome.CLIENT_GONE, Outcome.TIMED_OUT, Outcome.CANCELLED)
 """How a borrow ends that somebody no longer waits for."""
-
-TARGET_CACHED = 0.025
-"""Seconds for which the median lease is not computed again: it costs a sort of up to 2 * maxsize numbers."""
 
 
 class Gate(Generic[L]):
     """The idle stack, the queue, and the slots between them.
 
-    ``queue_target`` is the wait in seconds that is normal. Once the oldest waiter has been above it for as
-    long again, the queue *stands*: what is in it can no longer be served in time. Then the newest is served first
-    and whoever has waited longer than the target is shed, until the queue is empty. None: plain FIFO for ever.
+    ``overload`` decides when the queue *stands*, so that the newest is served first, and who is shed then.
 
-    Once it has shed, it is *crowded*: until a connection is idle again, few may wait whose work has not begun.
-
-    ``max_waiting`` bounds those who wait for a return: whoever a connection that is not lent could still serve
+    ``max_waiting`` bounds those who wait for a return: a waiter that a connection which is not lent could still serve
     (idle, being checked or repaired, still to be opened) does not count.
     """
 
@@ -65,8 +42,8 @@ class Gate(Generic[L]):
         maxsize: int,
         minsize: int = 0,
         max_waiting: int = 1000,
-        queue_target: float | None = 0.1,
         check_after_idle: float = 1.0,
+        overload: Overload | None = None,
     ) -> None:
         self.maxsize = maxsize
         self.minsize = minsize
@@ -77,25 +54,19 @@ class Gate(Generic[L]):
         self.handed = 0
         self.draining = False
         self.closed = False
-        self.standing = False
         self.crowded = False
+        self.not_begun = 0
+        self.up_since = float("-inf")
+        self.overload = overload or Overload()
         self.borrows = 0
         self.taken = 0
         self.ended: dict[Outcome, int] = {outcome: 0 for outcome in Outcome if outcome is not Outcome.LENT}
         self._max_waiting = max_waiting
-        self._queue_target = queue_target
         self._fresh_for = check_after_idle
         self._idle: list[Slot[L]] = []
         # Not a plain dict: after many removals at the front, that one searches for its first key.
         self._waiters: OrderedDict[Waiter[L], None] = OrderedDict()
         self._recent: deque[float] = deque(maxlen=maxsize)
-        self._up_since = float("-inf")
-        self._late_since: float | None = None
-        self._not_begun = 0
-        self._given_up = 0
-        self._gave_up_at = float("-inf")
-        self._target = queue_target or 0.0
-        self._target_until = float("-inf")
 
     @property
     def idle(self) -> int:
@@ -130,6 +101,10 @@ class Gate(Generic[L]):
         """The queue, longest waiting first."""
         return tuple(self._waiters)
 
+    def leases(self, now: float) -> list[float]:
+        """Seconds of the recent leases and of those that still run."""
+        return [*self._recent, *(now - slot.since for slot in self.slots if slot.state is LENT)]
+
     def try_acquire(self, now: float) -> Slot[L] | None:
         """The idle connection returned last, if it is fresh and young. Otherwise None: ``join`` the queue."""
         idle = self._idle
@@ -155,20 +130,16 @@ class Gate(Generic[L]):
         if self._full():
             self._observe(now)
             if self._full():
-                if not self.standing:
+                if not self.overload.standing:
                     self._end(waiter, Outcome.REFUSED)
                     return
                 self._settle(next(iter(self._waiters)), Outcome.SHED)
         self._waiters[waiter] = None
-        self._not_begun += not waiter.running
+        self.not_begun += not waiter.running
 
     def make_room(self) -> None:
-        """Somebody comes whose work has not begun: in a crowd, the oldest of these makes room.
-
-        An overload is survived by refusing soon: who waits keeps a socket, so that others come by new ones, and a new
-        one costs the process more than a request.
-        """
-        if self.crowded and self._not_begun >= CROWD_IN_LEASES * self.maxsize:
+        """Somebody comes whose work has not begun: in a crowd, the oldest of these makes room."""
+        if self.overload.has_no_room(self):
             self._settle(next(waiter for waiter in self._waiters if not waiter.running), Outcome.SHED)
 
     def claim(self, waiter: Waiter[L]) -> Slot[L]:
@@ -277,7 +248,7 @@ class Gate(Generic[L]):
 
     def _admit(self, slot: Slot[L], now: float) -> None:
         if not self.slots:
-            self._up_since = now
+            self.up_since = now
         self.slots.add(slot)
         slot.used = now
         self.give(slot, now)
@@ -322,7 +293,7 @@ class Gate(Generic[L]):
 
     def _next(self, now: float) -> Waiter[L] | None:
         while self._waiters:
-            waiter = next(reversed(self._waiters)) if self.standing else next(iter(self._waiters))
+            waiter = next(reversed(self._waiters)) if self.overload.standing else next(iter(self._waiters))
             if not waiter.gone():
                 self._remove(waiter)
                 return waiter
@@ -331,63 +302,19 @@ class Gate(Generic[L]):
         return None
 
     def _observe(self, now: float) -> None:
-        """Decide whether the queue stands, and shed if it does."""
-        floor = self._queue_target
-        if floor is None:
-            return
+        """Send away whom the overload policy does not leave at the head of the queue."""
         while self._waiters:
             oldest = next(iter(self._waiters))
-            # Without a connection that is known to live this is an outage, not an overload: it is waited out.
-            since = max(oldest.since, self._up_since)
-            waited = now - since
-            if waited > floor and oldest.gone():
-                self._notice(oldest, now)
-                self._settle(oldest, Outcome.CLIENT_GONE)
-            elif (
-                waited <= floor
-                or not self.slots
-                or (self.checking and not self.lent)
-                # For each of them there is a connection that nobody has: slow to open or to check, but no overload.
-                or len(self._waiters) + self.lent <= self.maxsize
-                or waited <= (target := self._late_after(now, floor))
-            ):
-                self._late_since = None
+            outcome = self.overload.judge(oldest, self, now)
+            if outcome is None:
                 return
-            elif self.standing:
-                self.crowded = True
-                self._settle(oldest, Outcome.SHED)
-            elif self._late_since is None or self._late_since - since <= target:
-                # A stall ages everyone at once: only a queue whose oldest is seen late, and again a target
-                # later, stands.
-                self._late_since = now
-                return
-            elif now - self._late_since < target:
-                return
-            else:
-                self.standing = True
-
-    def _late_after(self, now: float, floor: float) -> float:
-        # Served in order, a queue of clients that give up serves each just before it does: too late for the answer.
-        # Nobody is shed sooner for it.
-        normal = self._normal_wait(now, floor)
-        heeded = self._given_up >= GIVEN_UP and now - self._gave_up_at <= normal and not self.standing
-        return floor if heeded else normal
+            self.crowded |= outcome is Outcome.SHED
+            self._settle(oldest, outcome)
 
     def _notice(self, waiter: Waiter[L], now: float) -> None:
-        """Somebody leaves unserved; at the head of the queue that may be because it is too slow."""
+        """Somebody leaves unserved; the policy counts those at the head of the queue."""
         if waiter is next(iter(self._waiters)):
-            if now - self._gave_up_at > self._target:
-                self._given_up = 0
-            self._given_up += 1
-            self._gave_up_at = now
-
-    def _normal_wait(self, now: float, floor: float) -> float:
-        if now >= self._target_until:
-            leases = [*self._recent, *(now - slot.since for slot in self.slots if slot.state is LENT)]
-            leases.sort()
-            self._target = max(floor, NORMAL_WAIT_IN_LEASES * leases[len(leases) // 2]) if leases else floor
-            self._target_until = now + TARGET_CACHED
-        return self._target
+            self.overload.gave_up(now)
 
     def _settle_all(self, outcome: Outcome) -> None:
         for waiter in list(self._waiters):
@@ -400,14 +327,9 @@ class Gate(Generic[L]):
 
     def _remove(self, waiter: Waiter[L]) -> None:
         del self._waiters[waiter]
-        self._not_begun -= not waiter.running
+        self.not_begun -= not waiter.running
         if not self._waiters:
-            self._calm()
-
-    def _calm(self) -> None:
-        self.standing = False
-        self._late_since = None
-        self._given_up = 0
+            self.overload.calm()
 
     def _end(self, waiter: Waiter[L], outcome: Outcome) -> None:
         waiter.outcome = outcome
@@ -423,13 +345,13 @@ class Gate(Generic[L]):
             "idle counted": states.count(IDLE) == len(self._idle) == len(set(self._idle)),
             "lent counted": states.count(LENT) == self.lent,
             "checking counted": states.count(CHECKING) == self.checking,
-            "no slot is gone": GONE not in states,
+            "no slot is gone": STATES.issuperset(states),
             "nobody waits while a connection is idle": not self._idle or len(self._waiters) <= self.checking,
             "every borrow ends once": self.borrows == ended + len(self._waiters) + self.handed,
             "who waits has no outcome": all(w.outcome is None and w.slot is None for w in self._waiters),
-            "an empty queue does not stand": bool(self._waiters) or not self.standing,
+            "an empty queue does not stand": bool(self._waiters) or not self.overload.standing,
             "a bounded queue": len(self._waiters) + self.lent <= self._max_waiting + self.maxsize,
-            "work that has not begun counted": sum(not w.running for w in self._waiters) == self._not_begun,
+            "work that has not begun counted": sum(not w.running for w in self._waiters) == self.not_begun,
             "nobody waits at a closed gate": not (self.closed and self._waiters),
         }
         return [name for name, holds in checks.items() if not holds]

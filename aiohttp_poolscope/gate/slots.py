@@ -1,11 +1,23 @@
-"""What the gate keeps: slots for connections, and places in the queue. Pure."""
+"""Slots for connections, their states and what leads from one to another; and places in the queue. Pure."""
 
 from __future__ import annotations
 
 import enum
 from typing import Any, Generic, TypeVar
 
-__all__ = ("CHECKING", "GONE", "IDLE", "LENT", "REPAIRING", "Outcome", "Slot", "SlotState", "Waiter")
+__all__ = (
+    "CHECKING",
+    "GONE",
+    "IDLE",
+    "LENT",
+    "REPAIRING",
+    "STATES",
+    "TRANSITIONS",
+    "Outcome",
+    "Slot",
+    "SlotState",
+    "Waiter",
+)
 
 L = TypeVar("L")
 
@@ -33,6 +45,21 @@ class Outcome(enum.Enum):
 
 
 IDLE, LENT, REPAIRING, CHECKING, GONE = SlotState
+
+TRANSITIONS: dict[str, tuple[tuple[SlotState | None, ...], tuple[SlotState, ...]]] = {
+    "fill": ((None,), (IDLE, LENT)),
+    "try_acquire": ((IDLE,), (LENT,)),
+    "cancel_lend": ((LENT,), (REPAIRING,)),
+    "withdraw": ((LENT,), (IDLE, LENT)),
+    "give": ((LENT, REPAIRING, CHECKING), (IDLE, LENT)),
+    "repair": ((IDLE, LENT), (REPAIRING,)),
+    "next_check": ((IDLE,), (CHECKING,)),
+    "lost": ((IDLE, LENT, REPAIRING, CHECKING), (GONE,)),
+}
+"""Each call of the gate that changes a slot's state: from any of these (None: it was being opened) to one of those."""
+
+STATES = frozenset(state for before, _ in TRANSITIONS.values() for state in before if state is not None)
+"""States of the slots that a gate has: something leads on from each."""
 
 
 class Slot(Generic[L]):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp_poolscope.errors import PoolScopeError
 from aiohttp_poolscope.events import Acquired, Released
-from aiohttp_poolscope.gate import Gate
+from aiohttp_poolscope.gate import Gate, Overload
 
 from . import hooks
 from .holders import holders
@@ -66,8 +66,8 @@ class Pool:
             maxsize=config.maxsize,
             minsize=config.minsize,
             max_waiting=config.max_waiting,
-            queue_target=config.queue_target,
             check_after_idle=config.check_after_idle,
+            overload=Overload(config.queue_target),
         )
         self.driver = driver
         self.tasks = Tasks(config.key)

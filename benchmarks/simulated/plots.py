@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
+
+from aiohttp_poolscope.gate import Overload
 
 from .loads import AFTER, BEFORE, FIRST, overload
-from .policies import FOR_EVER, play
+from .policies import play
+from .tables import VARIANTS
 from .world import Load
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from matplotlib.axes import Axes
@@ -67,10 +72,10 @@ def over_patience(axes: Axes, size: int = 10) -> None:
     """Impatient clients: goodput against their patience, counted in leases."""
     lease = 0.1
     patience = [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0]
-    lines: dict[str, tuple[str | dict[str, Any], str]] = {
+    lines: dict[str, tuple[str | Callable[[], Overload], str]] = {
         "newest first": ("newest first", "-"),
         "the gate": ("the gate", "-"),
-        "the gate, unheeding": ({"given_up": FOR_EVER}, "--"),
+        "the gate, unheeding": (VARIANTS["who gives up is not heeded"], "--"),
         "FIFO": ("FIFO", "-"),
     }
     for name, (policy, dashes) in lines.items():
@@ -89,10 +94,10 @@ def over_target(overloaded: Axes, spiky: Axes) -> None:
     targets = [0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0]
     for patience, colour in ((0.5, "#9bbfe6"), (1.0, "#5f95d0"), (2.0, "#24548c")):
         load = overload(3.0, seconds=FIRST, patience=patience)
-        found = [goodput_of({"queue_target": target}, load) for target in targets]
+        found = [goodput_of(partial(Overload, target), load) for target in targets]
         overloaded.plot(targets, found, color=colour, label=f"patience {patience:g} s")
         spikes = Load("spikes", ((1.8, 0.4), (0.2, 5.0)) * 10, patience=patience)
-        refused = [play({"queue_target": target}, spikes).in_time() for target in targets]
+        refused = [play(partial(Overload, target), spikes).in_time() for target in targets]
         spiky.plot(targets, refused, color=colour, label=f"patience {patience:g} s")
     for axes in (overloaded, spiky):
         axes.set_ylim(0.0, 1.05)
@@ -103,7 +108,7 @@ def over_target(overloaded: Axes, spiky: Axes) -> None:
     spiky.set_title("spikes of 0.2 s in a load that fits: answered in time")
 
 
-def goodput_of(policy: str | dict[str, Any], load: Load) -> float:
+def goodput_of(policy: str | Callable[[], Overload], load: Load) -> float:
     """Of the first seconds of the overload."""
     shortened = replace(load, phases=load.phases[:2])  # what comes after the overload does not count
     return play(policy, shortened).goodput(BEFORE, load.length - AFTER)

@@ -5,23 +5,25 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from functools import partial
+
+from aiohttp_poolscope.gate import Overload
 
 from .loads import AFTER, BEFORE, FIRST, fitting, limits, overload, overloads
-from .policies import FOR_EVER, POLICIES, play
+from .policies import FOR_EVER, POLICIES, UntilYoung, play
 from .world import Result
 
 Table = tuple[str, Sequence[str], list[list[str]]]
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    **{f"queue_target {target:g}": {"queue_target": target} for target in (0.02, 0.05, 0.1, 0.2, 0.5)},
-    **{f"normal: {leases} leases": {"leases": leases} for leases in (1, 2, 3, 4, 6, 8)},
-    **{f"late for {again:g} times that": {"again": again} for again in (0.0, 0.5, 1.0, 2.0)},
-    **{f"{count} gave up": {"given_up": count} for count in (1, 2, 10)},
-    "who gives up is not heeded": {"given_up": FOR_EVER},
-    **{f"a crowd: {room} for each connection": {"room": room} for room in (1, 2, 4, 10)},
-    "a crowd makes no room": {"room": FOR_EVER},
-    "stands until the oldest is young": {"calm": 1.0},
+VARIANTS: dict[str, Callable[[], Overload]] = {
+    **{f"queue_target {target:g}": partial(Overload, target) for target in (0.02, 0.05, 0.1, 0.2, 0.5)},
+    **{f"normal: {leases} leases": partial(Overload, normal_wait_in_leases=leases) for leases in (1, 2, 3, 4, 6, 8)},
+    **{f"late for {again:g} times that": partial(Overload, stands_after=again) for again in (0.0, 0.5, 1.0, 2.0)},
+    **{f"{count} gave up": partial(Overload, given_up=count) for count in (1, 2, 10)},
+    "who gives up is not heeded": partial(Overload, given_up=FOR_EVER),
+    **{f"a crowd: {room} for each connection": partial(Overload, crowd_in_leases=room) for room in (1, 2, 4, 10)},
+    "a crowd makes no room": partial(Overload, crowd_in_leases=FOR_EVER),
+    "stands until the oldest is young": UntilYoung,
 }
 """One constant changed at a time."""
 
@@ -83,11 +85,11 @@ def fitting_table(seeds: range) -> Table:
 
 def limits_table(seeds: range) -> Table:
     """Long leases, impatient clients."""
-    ways: dict[str, str | dict[str, Any]] = {
+    ways: dict[str, str | Callable[[], Overload]] = {
         "FIFO": "FIFO",
         "newest first": "newest first",
         "the gate": "the gate",
-        "the gate, unheeding": {"given_up": FOR_EVER},
+        "the gate, unheeding": VARIANTS["who gives up is not heeded"],
     }
     rows = []
     for load in limits():
@@ -110,14 +112,14 @@ def variants_table(seeds: range) -> Table:
     harmless += [fits[name] for name in ("30 at once, 1 s, on 10", "a stall of 0.3 s at 0.6", "lognormal 0.9, 100 ms")]
     harmless += [fits[f"spikes of 5.0 in 0.4, {lease}"] for lease in ("10 ms", "100 ms")]
     rows = []
-    for name, settings in VARIANTS.items():
+    for name, policy in VARIANTS.items():
         row = [name]
         for load in (short, long, pooled):
-            runs = [play(settings, load, seed) for seed in seeds]
+            runs = [play(policy, load, seed) for seed in seeds]
             row.append(share(mean(lambda run: run.goodput(BEFORE, BEFORE + FIRST), runs)))
             if load is short:
                 row.append(seconds(mean(lambda run: run.quantile(0.5, BEFORE, BEFORE + FIRST), runs)))
-        row += [percent(mean(Result.told_no, [play(settings, load, seed) for seed in seeds])) for load in harmless]
+        row += [percent(mean(Result.told_no, [play(policy, load, seed) for seed in seeds])) for load in harmless]
         rows.append(row)
     head = ["variant", "3 times, 10 ms, 1 s", "p50", "100 ms, 0.5 s", "30 ms, 30 on 5 servers"]
     return "One constant changed: goodput, then refused for nothing", [*head, *(load.name for load in harmless)], rows

@@ -1,7 +1,7 @@
 """A discrete-event simulation of the real Gate: requests come, wait, are served or not; no sockets, no event loop.
 
 A *load* is a list of requests, drawn from a seed: when each comes, how long it will hold a connection, how long its
-client waits for the answer. Every policy (a kind of Gate) gets the same requests.
+client waits for the answer. Every overload policy gets the same requests.
 """
 
 from __future__ import annotations
@@ -127,8 +127,13 @@ class Request(Waiter[int]):
         self.service = service
         self.deadline = arrived + patience
 
-    def gone(self) -> bool:
+    @property
+    def left(self) -> bool:
+        """Whether its client has left."""
         return self.world.now >= self.deadline
+
+    def gone(self) -> bool:
+        return self.world.looks_for_clients and self.left
 
     def wake(self) -> None:
         self.world.woken.append(self)
@@ -137,10 +142,13 @@ class Request(Waiter[int]):
 class World:
     """One run: a gate, a load, and the time."""
 
-    def __init__(self, gate: Gate[int], load: Load, *, acquire_timeout: float = 5.0) -> None:
+    def __init__(
+        self, gate: Gate[int], load: Load, *, acquire_timeout: float = 5.0, looks_for_clients: bool = True
+    ) -> None:
         self.gate = gate
         self.load = load
         self.acquire_timeout = acquire_timeout
+        self.looks_for_clients = looks_for_clients
         self.now = 0.0
         self.busy_until = 0.0
         self.woken: list[Request] = []
@@ -238,7 +246,7 @@ class World:
         if self.held.pop(slot, None) is None:  # the connection died under it
             return
         self.busy_until = self.now + self.load.processor
-        if request.gone():
+        if request.left:
             self.result.outcomes["late"] += 1
         else:
             self.result.outcomes["good"] += 1
@@ -252,7 +260,7 @@ class World:
     def turn_away(self, request: Request) -> None:
         """A 503, unless nobody is there to read it."""
         self.busy_until = max(self.busy_until, self.now) + self.load.processor
-        if request.gone():
+        if request.left:
             self.result.outcomes["gave up"] += 1
         else:
             assert request.outcome is not None

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
+from aiohttp_poolscope.gate import Gate
 from benchmarks.simulated import tables
 from benchmarks.simulated.__main__ import main
 from benchmarks.simulated.loads import BEFORE, FIRST, exponential, lognormal, overload
 from benchmarks.simulated.policies import POLICIES, play
+from benchmarks.simulated.tables import VARIANTS
 from benchmarks.simulated.world import Load, World
 
 HARD = [
@@ -37,9 +38,8 @@ def test_every_request_ends_once(policy: str, load: Load) -> None:
 
 def test_the_gate_is_left_as_it_was() -> None:
     """The simulation plays by the gate's rules: in the end every connection is idle, and the invariants hold."""
-    kind, settings = POLICIES["the gate"]
     for load in HARD:
-        gate = kind(maxsize=load.maxsize, check_after_idle=float("inf"), **settings)
+        gate: Gate[int] = Gate(maxsize=load.maxsize, check_after_idle=float("inf"))
         World(gate, load).run()
         assert gate.violations() == []
         assert (gate.idle, gate.lent, gate.waiting) == (load.maxsize, 0, 0)
@@ -87,33 +87,27 @@ def test_load_below_the_capacity_is_not_refused() -> None:
     assert set(result.outcomes) == {"good"}
 
 
-@pytest.mark.parametrize("load", HARD, ids=lambda load: load.name)
-def test_the_variants_vary_the_gate_that_is_there(load: Load) -> None:
-    """With the gate's own constants they do what it does, to each request."""
-    assert play({}, load) == play("the gate", load)
-
-
 @pytest.mark.parametrize(
-    "settings",
+    "variant",
     [
-        {"queue_target": 0.02},
-        {"leases": 1},
-        {"again": 0.0},
-        {"given_up": float("inf")},
-        {"room": float("inf")},
-        {"calm": 1.0},
+        "queue_target 0.02",
+        "normal: 1 leases",
+        "late for 0 times that",
+        "who gives up is not heeded",
+        "a crowd makes no room",
+        "stands until the oldest is young",
     ],
-    ids=str,
 )
-def test_each_constant_matters(settings: dict[str, Any]) -> None:
+def test_each_constant_matters(variant: str) -> None:
     """None of the variants is the gate under another name."""
-    assert any(play(settings, load) != play("the gate", load) for load in HARD)
+    assert any(play(VARIANTS[variant], load) != play("the gate", load) for load in HARD)
 
 
 def test_the_variants_differ_where_they_should() -> None:
     """Clients that give up before the queue could stand: only who heeds them answers in time."""
     load = overload(3.0, seconds=FIRST, lease=0.1, patience=0.5)
-    unheeding, heeding = (play(each, load).goodput(BEFORE, BEFORE + FIRST) for each in ({"given_up": float("inf")}, {}))
+    policies = VARIANTS["who gives up is not heeded"], "the gate"
+    unheeding, heeding = (play(policy, load).goodput(BEFORE, BEFORE + FIRST) for policy in policies)
     assert unheeding < 0.5
     assert heeding > 0.8
 

@@ -76,7 +76,7 @@ def test_a_crowd_outlasts_the_queue_that_was_shed() -> None:
     gate, _, line = crowd()
     gate.sweep(1.0)
     gate.withdraw(line[-1], Outcome.TIMED_OUT, 1.0)  # it was not shed: there is a connection for it
-    assert (gate.waiting, gate.standing, gate.crowded) == (0, False, True)
+    assert (gate.waiting, gate.overload.standing, gate.crowded) == (0, False, True)
     for _ in line[:2]:
         assert shed_for_one_more(gate) == 0
         queue_up(gate, 1.0)
@@ -155,7 +155,7 @@ def long_leases() -> tuple[Gate[int], list[Borrower]]:
 def looked_at(gate: Gate[int], *times: float) -> bool:
     for now in times:
         gate.sweep(now)
-    return gate.standing
+    return gate.overload.standing
 
 
 def test_clients_that_leave_from_the_head_make_the_queue_stand() -> None:

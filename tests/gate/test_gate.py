@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from aiohttp_poolscope.gate import Gate, Outcome, Slot, SlotState
+from aiohttp_poolscope.gate import Gate, Outcome, Overload, Slot, SlotState
 from tests.kit.books import Borrower
 
 if TYPE_CHECKING:
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 names = count(1)
 
 
-def gate_of(connections: int, *, now: float = 0.0, **settings: Any) -> Gate[int]:
+def gate_of(connections: int, *, now: float = 0.0, queue_target: float | None = 0.1, **settings: Any) -> Gate[int]:
     """A gate with this many idle connections, and room for no more."""
-    gate: Gate[int] = Gate(**{"maxsize": connections, **settings})
+    gate: Gate[int] = Gate(**{"maxsize": connections, "overload": Overload(queue_target), **settings})
     for link in range(1, connections + 1):
         gate.reserve().fill(Slot(link), now)
     return gate
@@ -218,7 +218,7 @@ def test_a_hand_over_that_nobody_takes_is_no_lease() -> None:
     borrower = queue_up(gate)
     gate.give(slot, 1.0)
     gate.withdraw(borrower, Outcome.CANCELLED, 1.0)
-    assert gate._normal_wait(1.0, 0.1) == 4.0
+    assert gate.overload.normal_wait(gate, 1.0) == 4.0
 
 
 def test_an_outcome_that_stands_is_not_overwritten() -> None:
@@ -287,7 +287,7 @@ def test_a_standing_queue_serves_the_newest_and_sheds_the_late() -> None:
     gate.give(slot, 0.365)
     assert third.slot is slot
     assert (first.outcome, second.outcome) == (Outcome.SHED, None)
-    assert gate.standing
+    assert gate.overload.standing
 
 
 def test_an_empty_queue_is_fifo_again() -> None:
@@ -296,7 +296,7 @@ def test_an_empty_queue_is_fifo_again() -> None:
     for borrower in reversed(line):
         gate.give(slot, 0.35)
         assert gate.claim(borrower) is slot
-    assert not gate.standing
+    assert not gate.overload.standing
     first, second = queue_up(gate, 0.4), queue_up(gate, 0.41)
     gate.give(slot, 0.42)
     assert (first.slot, second.slot) == (slot, None)
@@ -307,7 +307,7 @@ def test_a_queue_that_looks_young_still_stands() -> None:
     gate, slot, (_, second, third) = standing_gate()
     gate.sweep(0.36)
     gate.sweep(0.361)
-    assert gate.standing
+    assert gate.overload.standing
     gate.give(slot, 0.362)
     assert (third.slot, second.slot) == (slot, None)
 
@@ -331,7 +331,7 @@ def test_a_stall_is_no_standing_queue() -> None:
     for borrower in line:
         gate.give(slot, 3.01)
         assert gate.claim(borrower) is slot
-    assert not gate.standing
+    assert not gate.overload.standing
 
 
 def test_a_stall_after_a_late_waiter_is_no_standing_queue() -> None:
@@ -344,7 +344,7 @@ def test_a_stall_after_a_late_waiter_is_no_standing_queue() -> None:
     gate.withdraw(late, Outcome.CANCELLED, 0.15)
     gate.sweep(3.0)
     assert [borrower.outcome for borrower in young] == [None] * 3
-    assert not gate.standing
+    assert not gate.overload.standing
 
 
 def test_the_dead_do_not_make_a_queue_late() -> None:
@@ -358,7 +358,7 @@ def test_the_dead_do_not_make_a_queue_late() -> None:
     assert (first.outcome, dead.outcome) == (Outcome.LENT, Outcome.CLIENT_GONE)
     gate.sweep(0.4)
     assert (young.outcome, younger.outcome) == (None, None)
-    assert not gate.standing
+    assert not gate.overload.standing
 
 
 def test_four_median_leases_are_a_normal_wait() -> None:
@@ -367,10 +367,10 @@ def test_four_median_leases_are_a_normal_wait() -> None:
     slots = [lend(gate) for _ in range(3)]
     for slot, end in zip(slots, (0.01, 0.2, 0.9), strict=True):
         gate.give(slot, end)
-    assert gate._normal_wait(1.0, 0.1) == pytest.approx(0.8)
+    assert gate.overload.normal_wait(gate, 1.0) == pytest.approx(0.8)
     lend(gate, 1.0)
     lend(gate, 1.0)
-    assert gate._normal_wait(1.3, 0.1) == pytest.approx(1.2)
+    assert gate.overload.normal_wait(gate, 1.3) == pytest.approx(1.2)
 
 
 def test_slow_to_open_is_no_overload() -> None:
@@ -417,7 +417,7 @@ def test_after_an_outage_everyone_has_the_usual_time() -> None:
     for i, borrower in enumerate(line):
         slot = gate.claim(borrower)
         gate.give(slot, 0.51 + i / 100)
-    assert not gate.standing
+    assert not gate.overload.standing
 
 
 def test_when_nobody_can_be_served_everyone_fails() -> None:
@@ -653,7 +653,7 @@ def test_a_hand_over_costs_the_same_however_many_wait(standing: bool) -> None:
         slot = lend(gate)
         for _ in range(waiters):
             queue_up(gate)
-        gate.standing = standing
+        gate.overload.standing = standing
         gate.give(slot, 0.001)
         return steps(lambda: gate.give(slot, 0.002))
 

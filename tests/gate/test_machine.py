@@ -6,19 +6,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from aiohttp_poolscope.gate import Gate, Outcome, Slot
+from aiohttp_poolscope.gate import Gate, Outcome, Overload, Slot
 from tests.kit.books import Borrower
 
 FRESH_FOR = 1.0
 
 picks = st.integers(0, 1000)
-
-
-class SteadyGate(Gate[int]):
-    """One for which leases do not change what wait is normal: the model knows nothing of them."""
-
-    def _normal_wait(self, now: float, floor: float) -> float:
-        return floor
 
 
 class GateMachine(RuleBasedStateMachine):
@@ -30,8 +23,10 @@ class GateMachine(RuleBasedStateMachine):
         queue_target=st.sampled_from([None, 0.5, 1.0]),
     )
     def begin(self, maxsize: int, max_waiting: int, queue_target: float | None) -> None:
-        self.gate = SteadyGate(
-            maxsize=maxsize, max_waiting=max_waiting, queue_target=queue_target, check_after_idle=FRESH_FOR
+        # Leases do not change what wait is normal: the model knows nothing of them.
+        steady = Overload(queue_target, normal_wait_in_leases=0.0)
+        self.gate: Gate[int] = Gate(
+            maxsize=maxsize, max_waiting=max_waiting, check_after_idle=FRESH_FOR, overload=steady
         )
         self.room = max_waiting + maxsize
         self.target = queue_target
@@ -69,7 +64,7 @@ class GateMachine(RuleBasedStateMachine):
         assert slot is None
         borrower = Borrower(f"b{self.asked}", running=running)
         full = len(self.line) + len(self.held) + len(self.handed) >= self.room
-        standing = self.gate.standing
+        standing = self.gate.overload.standing
         self.gate.join(borrower, self.now)
         if self.unsure():
             self.seen_late = None
@@ -79,7 +74,7 @@ class GateMachine(RuleBasedStateMachine):
         else:
             assert borrower.outcome is Outcome.REFUSED
             assert full
-            assert not self.gate.standing
+            assert not self.gate.overload.standing
             self.ends[Outcome.REFUSED] += 1
 
     @precondition(lambda self: self.handed)
@@ -102,7 +97,7 @@ class GateMachine(RuleBasedStateMachine):
     @rule(pick=picks)
     def leave_after_hand_over(self, pick: int) -> None:
         borrower, slot = self.handed.pop(pick % len(self.handed))
-        standing, heir = self.gate.standing, self.heir()
+        standing, heir = self.gate.overload.standing, self.heir()
         self.gate.withdraw(borrower, Outcome.CANCELLED, self.now)
         assert borrower.outcome is Outcome.CANCELLED
         self.ends[Outcome.CANCELLED] += 1
@@ -153,7 +148,7 @@ class GateMachine(RuleBasedStateMachine):
             self.up_since = self.now
         self.links += 1
         slot = Slot(self.links)
-        standing, heir = self.gate.standing, self.heir()
+        standing, heir = self.gate.overload.standing, self.heir()
         room.fill(slot, self.now)
         room.free()
         self.freed(slot, heir, standing)
@@ -169,7 +164,7 @@ class GateMachine(RuleBasedStateMachine):
             self.now += seconds
 
     def sweep(self) -> None:
-        standing = self.gate.standing
+        standing = self.gate.overload.standing
         self.gate.sweep(self.now)
         self.settle(standing, swept=True)
         oldest = self.line[0] if self.line else None
@@ -179,7 +174,7 @@ class GateMachine(RuleBasedStateMachine):
         elif self.seen_late is None or self.seen_late[0] is not oldest:
             self.seen_late = (oldest, self.now)
         else:
-            assert self.gate.standing or self.target is None or self.now - self.seen_late[1] < self.target
+            assert self.gate.overload.standing or self.target is None or self.now - self.seen_late[1] < self.target
 
     # The model.
 
@@ -188,7 +183,7 @@ class GateMachine(RuleBasedStateMachine):
         living = [borrower for borrower in self.line if not borrower.gone()]
         if not living:
             return None
-        return living[-1] if self.gate.standing else living[0]
+        return living[-1] if self.gate.overload.standing else living[0]
 
     def late(self, borrower: Borrower) -> bool:
         """Whether it waits longer than is normal, the time without any connection not counted."""
@@ -199,7 +194,7 @@ class GateMachine(RuleBasedStateMachine):
         return bool(self.checked) and not (self.held or self.handed)
 
     def free(self, slot: Slot[int]) -> None:
-        standing, heir = self.gate.standing, self.heir()
+        standing, heir = self.gate.overload.standing, self.heir()
         self.gate.give(slot, self.now)
         self.freed(slot, heir, standing)
 
@@ -256,7 +251,7 @@ class GateMachine(RuleBasedStateMachine):
         ends = {**gate.ended, Outcome.LENT: gate.taken}
         assert self.ends == ends
         assert gate.borrows == self.asked == sum(ends.values()) + len(self.line) + len(self.handed)
-        assert self.target is not None or not gate.standing
+        assert self.target is not None or not gate.overload.standing
 
 
 TestGateMachine = GateMachine.TestCase

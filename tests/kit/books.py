@@ -107,7 +107,7 @@ class Books:
             del queue[borrower]
             self.handed.append(borrower)
         shed = [borrower for borrower in woken if borrower.outcome is Outcome.SHED]
-        if not standing and (shed or self.gate.standing):
+        if not standing and (shed or self.gate.overload.standing):
             self._may_stand()
         for borrower in woken:
             if borrower.outcome is not Outcome.LENT:
@@ -141,6 +141,17 @@ class Books:
         seen_late = latest >= 0 and self.looks[latest] > oldest.since + target - ROUNDING
         self.expect(seen_late, "a stall alone is no standing queue", oldest)
 
+    def make_room(self) -> None:
+        """Somebody comes whose work has not begun: in a crowd of two for each connection, the oldest of these goes."""
+        gate = self.gate
+        not_begun = [borrower for borrower in self.queue if not borrower.running]
+        crowd = gate.crowded and len(not_begun) >= 2 * gate.maxsize
+        gate.make_room()
+        woken, self.woken[:] = list(self.woken), []
+        self.expect(woken == not_begun[:crowd], "in a crowd the oldest makes room", woken)
+        for borrower in woken:
+            self._ends(borrower, {Outcome.SHED}, full=True)
+
     def check(self) -> None:
         """After each event: the gate's own invariants, and ours."""
         gate = self.gate
@@ -157,6 +168,7 @@ class Books:
         everything = set(idle + out)
         self.expect(len(everything) == len(idle) + len(out), "each connection is in one place")
         self.expect(everything == gate.slots, "each connection is known")
+        self.expect(not (idle and gate.crowded), "there is no crowd where a connection is idle")
         self.expect(len(everything) + (self.room is not None) <= gate.maxsize, "never more than maxsize")
 
     def expect(self, holds: bool, promise: str, *about: object) -> None:

@@ -18,7 +18,8 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 
-from aiohttp_poolscope.gate import Gate
+from aiohttp_poolscope.gate import Gate, Overload
+from tests.kit.traced import Step, Traced
 
 from .world import World
 
@@ -34,6 +35,7 @@ class Tally:
     events: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     stood: int = 0
+    steps: set[Step] = field(default_factory=set)
     failures: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
@@ -42,12 +44,16 @@ class Tally:
         self.events += other.events
         self.outcomes += other.outcomes
         self.stood += other.stood
+        self.steps |= other.steps
         self.failures += other.failures
 
 
-def run(seed: str, gate_class: type[Gate[int]] = Gate, trace: list[str] | None = None) -> Tally:
-    """One schedule. What is wrong with the gate is in the tally's failures."""
-    world = World(seed, gate_class, trace)
+Kind = type[Gate[int]] | type[Overload]
+
+
+def run(seed: str, kind: Kind = Traced, trace: list[str] | None = None) -> Tally:
+    """One schedule, with a kind of gate or of overload policy. What is wrong with it is in the tally's failures."""
+    world = World(seed, policy=kind, trace=trace) if issubclass(kind, Overload) else World(seed, kind, trace=trace)
     tally = Tally(schedules=1)
     try:
         world.run()
@@ -55,24 +61,26 @@ def run(seed: str, gate_class: type[Gate[int]] = Gate, trace: list[str] | None =
         tally.failures.append((seed, f"{type(error).__name__}: {error}"))
     tally.events = world.events
     tally.stood = world.stood
+    if isinstance(world.gate, Traced):
+        tally.steps = world.gate.seen
     tally.outcomes = Counter({outcome.value: count for outcome, count in world.outcomes.items()})
     return tally
 
 
-def run_many(seed: int | str, numbers: range, gate_class: type[Gate[int]] = Gate) -> Tally:
+def run_many(seed: int | str, numbers: range, kind: Kind = Traced) -> Tally:
     """Many schedules, up to the first failure: ``<seed>:<number>`` is the seed of each."""
     tally = Tally()
     for number in numbers:
-        tally.add(run(f"{seed}:{number}", gate_class))
+        tally.add(run(f"{seed}:{number}", kind))
         if tally.failures:
             break
     return tally
 
 
-def replay(seed: str, gate_class: type[Gate[int]] = Gate) -> str:
+def replay(seed: str, kind: Kind = Traced) -> str:
     """The trace of one schedule, the verdict last."""
     trace: list[str] = []
-    failures = run(seed, gate_class, trace).failures
+    failures = run(seed, kind, trace).failures
     return "\n".join([*trace, *(problem for _, problem in failures)] or ["nothing happened"])
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
-from aiohttp_poolscope.gate import Gate, Outcome, Room, Slot, SlotState, Waiter
+from aiohttp_poolscope.gate import Gate, Outcome, Overload, Room, Slot, SlotState, Waiter
+from tests.kit.traced import STEPS
 
 from . import schedules
+
+if TYPE_CHECKING:
+    from aiohttp_poolscope.gate.overload import Load
 
 SCHEDULES = 3000
 
@@ -19,6 +25,7 @@ def test_random_schedules_keep_every_promise() -> None:
     assert set(total.outcomes) == {outcome.value for outcome in Outcome}
     assert total.events > 50 * SCHEDULES
     assert total.stood > 50
+    assert total.steps == STEPS
 
 
 def test_a_seed_always_grows_the_same_schedule() -> None:
@@ -81,9 +88,9 @@ class NewestFirst(Gate[int]):
     """LIFO without need."""
 
     def _next(self, now: float) -> Waiter[int] | None:
-        standing, self.standing = self.standing, True
+        standing, self.overload.standing = self.overload.standing, True
         waiter = super()._next(now)
-        self.standing = standing and self.standing
+        self.overload.standing = standing and self.overload.standing
         return waiter
 
 
@@ -91,7 +98,7 @@ class OldestFirst(Gate[int]):
     """FIFO although the queue stands."""
 
     def _next(self, now: float) -> Waiter[int] | None:
-        if self.standing and self._waiters:
+        if self.overload.standing and self._waiters:
             self._waiters.move_to_end(next(iter(self._waiters)))
         return super()._next(now)
 
@@ -102,7 +109,7 @@ class ServesTheDead(Gate[int]):
     def _next(self, now: float) -> Waiter[int] | None:
         if not self._waiters:
             return None
-        waiter = next(reversed(self._waiters)) if self.standing else next(iter(self._waiters))
+        waiter = next(reversed(self._waiters)) if self.overload.standing else next(iter(self._waiters))
         self._remove(waiter)
         return waiter
 
@@ -178,25 +185,23 @@ class ChecksTooFew(Gate[int]):
         return None if self.checking else super().next_check(now)
 
 
-class StandsAtOnce(Gate[int]):
+class StandsAtOnce(Overload):
     """One late look is enough, as after a stall."""
 
-    def _observe(self, now: float) -> None:
-        super()._observe(now)
-        if self._late_since is not None:
-            self.standing = True
-            super()._observe(now)
+    def __init__(self, queue_target: float | None) -> None:
+        super().__init__(queue_target, stands_after=0.0)
+
+    def _late_again(self, since: float, target: float, now: float) -> bool:
+        self._late_since = now
+        return super()._late_again(since, target, now)
 
 
-class BlamesAStall(Gate[int]):
+class BlamesAStall(Overload):
     """The oldest need not have been late a target ago, if only another one was."""
 
-    def _observe(self, now: float) -> None:
-        late_since = self._late_since
-        super()._observe(now)
-        if late_since is not None and self._late_since == now and now - late_since >= self._target:
-            self.standing = True
-            super()._observe(now)
+    def _late_again(self, since: float, target: float, now: float) -> bool:
+        earlier = self._late_since
+        return super()._late_again(since, target, now) or (earlier is not None and now - earlier >= target)
 
 
 class ShedsInAnOutage(Gate[int]):
@@ -204,8 +209,9 @@ class ShedsInAnOutage(Gate[int]):
 
     def sweep(self, now: float) -> None:
         super().sweep(now)
-        if self._queue_target is not None and not self.slots:
-            for waiter in [waiter for waiter in self._waiters if now - waiter.since > self._queue_target]:
+        target = self.overload.queue_target
+        if target is not None and not self.slots:
+            for waiter in [waiter for waiter in self._waiters if now - waiter.since > target]:
                 self._settle(waiter, Outcome.SHED)
 
 
@@ -218,11 +224,35 @@ class ShedsWithRoomLeft(Gate[int]):
         self.maxsize += 1
 
 
-class StandsForEver(Gate[int]):
+class StandsForEver(Overload):
     """An empty queue does not calm it."""
 
-    def _calm(self) -> None:
+    def calm(self) -> None:
         self._late_since = None
+
+
+class CrowdedForEver(Gate[int]):
+    """An idle connection does not end a crowd."""
+
+    def give(self, slot: Slot[int], now: float) -> None:
+        crowded = self.crowded
+        super().give(slot, now)
+        self.crowded = crowded
+
+
+class NeverCrowded(Overload):
+    """Who has been shed was shed for nothing: as many wait as before."""
+
+    def has_no_room(self, load: Load) -> bool:
+        return False
+
+
+class CountsTheDead(Gate[int]):
+    """What turned out to be dead was a lease all the same."""
+
+    def cancel_lend(self, slot: Slot[int]) -> None:
+        super().cancel_lend(slot)
+        self.taken += 1
 
 
 class IgnoresTheDead(Gate[int]):
@@ -258,8 +288,9 @@ class ForgetsToWake(Gate[int]):
 
     def _settle_all(self, outcome: Outcome) -> None:
         while self._waiters:
-            self._end(self._waiters.popitem()[0], outcome)
-        self._calm()
+            waiter = next(iter(self._waiters))
+            self._remove(waiter)
+            self._end(waiter, outcome)
 
 
 class RevivesTheLost(Gate[int]):
@@ -295,6 +326,9 @@ class RevivesTheLost(Gate[int]):
         ShedsInAnOutage,
         ShedsWithRoomLeft,
         StandsForEver,
+        CrowdedForEver,
+        NeverCrowded,
+        CountsTheDead,
         IgnoresTheDead,
         Unbounded,
         RefusesTooEarly,
@@ -303,7 +337,7 @@ class RevivesTheLost(Gate[int]):
         RevivesTheLost,
     ],
 )
-def test_a_broken_gate_is_found(broken: type[Gate[int]]) -> None:
+def test_a_broken_gate_is_found(broken: schedules.Kind) -> None:
     """The schedules would notice each of these mistakes, and tell how to see it again."""
     found = schedules.run_many("broken", range(SCHEDULES), broken).failures
     assert found, f"{broken.__name__} goes unnoticed in {SCHEDULES} schedules"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, TypeVar
 
-from aiohttp_poolscope.gate import Gate, Outcome, Slot, SlotState
+from aiohttp_poolscope.gate import Gate, Outcome, Overload, Slot, SlotState
 from tests.kit.books import Books, Listed
+from tests.kit.traced import Traced
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +18,13 @@ T = TypeVar("T")
 class World(Books):
     """What borrowers, connections and the pool do, at random. The books check each step."""
 
-    def __init__(self, seed: str, gate_class: type[Gate[int]] = Gate, trace: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        seed: str,
+        gate_class: type[Gate[int]] = Traced,
+        policy: type[Overload] = Overload,
+        trace: list[str] | None = None,
+    ) -> None:
         self.rng = rng = random.Random(seed)
         target: float | None = rng.choice([None, 0.02, 0.1, 0.1, 0.5])
         self.max_waiting = rng.choice([0, 1, 2, 5, 20, 1000, 1000, 1000, 1000])
@@ -29,12 +36,13 @@ class World(Books):
             maxsize=maxsize,
             minsize=minsize,
             max_waiting=self.max_waiting,
-            queue_target=target,
             check_after_idle=self.fresh_for,
+            overload=policy(target),
         )
         super().__init__(gate, target, 1000.0, trace)
         self.pace = rng.choice([0.001, 0.01, 0.03, 0.03, 0.1])
         self.eager_opener = rng.random() < 0.7
+        self.frailty = rng.choice([0.0, 0.0, 0.02, 0.1])
         self.up = True
         self.links = 0
         self.asked = 0
@@ -114,27 +122,34 @@ class World(Books):
 
     def ask(self) -> None:
         """Somebody wants a connection."""
-        gate = self.gate
         if self.asked >= self.people:
             return
-        running = self.rng.random() < 0.2
-        borrower = Listed(f"b{self.asked}", self.woken, running=running)
+        borrower = Listed(f"b{self.asked}", self.woken, running=self.rng.random() < 0.2)
         self.asked += 1
+        self.borrow(borrower)
+
+    def borrow(self, borrower: Listed) -> None:
+        """At once, or through the queue."""
+        gate, running = self.gate, borrower.running
         # The pool turns away who has not started before it asks the gate for them.
-        slot = gate.try_acquire(self.now) if running or not gate.draining or gate.closed else None
-        if slot is not None:
+        allowed = running or not gate.draining or gate.closed
+        while allowed and (slot := gate.try_acquire(self.now)) is not None:
             self.say("%r borrows %d at once", borrower, slot.link)
             top, since = self.resting.pop() if self.resting else (None, 0.0)
             self.expect(not gate.closed, "a closed gate lends nothing")
             self.expect(slot is top, "the one returned last is lent first", slot.link)
             self.expect(self.now - since <= self.fresh_for, "only a fresh one is lent at once", slot.link)
             self.expect(not self.queue, "nobody overtakes the queue", borrower)
+            if self._found_dead(slot):
+                continue
             self.holding.append(slot)
             self.outcomes[Outcome.LENT] += 1
             self.check()
             return
         if self.resting and not gate.draining:
             self.expect(self.now - self.resting[-1][1] > self.fresh_for, "an idle and fresh connection is lent")
+        if not running:
+            self.make_room()
         self.join(borrower)
 
     def join(self, borrower: Listed) -> None:
@@ -142,7 +157,7 @@ class World(Books):
         gate = self.gate
         full = len(self.queue) + len(self.holding) + len(self.handed) >= self.max_waiting + gate.maxsize
         turned_away = gate.closed or (gate.draining and not borrower.running)
-        standing = gate.standing
+        standing = gate.overload.standing
         self.look()
         gate.join(borrower, self.now)
         self.say("%r%s joins: %s", borrower, " (running)" if borrower.running else "", borrower.outcome)
@@ -168,10 +183,22 @@ class World(Books):
         borrower = self._draw(self.handed)
         slot = self.gate.claim(borrower)
         self.say("%r takes %d", borrower, slot.link)
+        if slot.state is not SlotState.GONE and self._found_dead(slot):
+            self.borrow(Listed(borrower.name, self.woken, running=borrower.running))
+            return
         self.outcomes[Outcome.LENT] += 1
         if slot.state is not SlotState.GONE:
             self.holding.append(slot)
         self.attend()
+
+    def _found_dead(self, slot: Slot[int]) -> bool:
+        """Sometimes what was lent turns out to be dead before anything is done with it; then it was no lease."""
+        dead = self.rng.random() < self.frailty
+        if dead:
+            self.say("%d turns out to be dead", slot.link)
+            self.gate.cancel_lend(slot)
+            self.gate.lost(slot, self.now)
+        return dead
 
     def give(self) -> None:
         """A clean return."""
@@ -215,7 +242,7 @@ class World(Books):
         self._withdraw(borrower, outcome, slot)
 
     def _withdraw(self, borrower: Listed, outcome: Outcome, slot: Slot[int] | None = None) -> None:
-        gate, standing = self.gate, self.gate.standing
+        gate, standing = self.gate, self.gate.overload.standing
         self.look()
         gate.withdraw(borrower, outcome, self.now)
         self.expect(borrower.outcome is outcome, "who leaves by itself ends so", borrower)
@@ -253,7 +280,7 @@ class World(Books):
             slot = Slot(self.links)
             self.links += 1
             self.say("%d is open", slot.link)
-            standing = self.gate.standing
+            standing = self.gate.overload.standing
             self.look()
             room.fill(slot, self.now)
             room.free()  # harmless once it is filled
@@ -318,7 +345,7 @@ class World(Books):
 
     def sweep(self) -> None:
         """The housekeeper."""
-        standing = self.gate.standing
+        standing = self.gate.overload.standing
         self.say("a sweep")
         self.look()
         self.gate.sweep(self.now)
@@ -330,7 +357,7 @@ class World(Books):
         """The breaker opens."""
         if not self.gate.slots:
             self.say("everyone fails")
-            standing = self.gate.standing
+            standing = self.gate.overload.standing
             self.gate.fail()
             self.see(standing, ending={Outcome.FAILED})
             self.expect(not self.queue, "nobody waits for what cannot come")
@@ -339,7 +366,7 @@ class World(Books):
     def drain(self) -> None:
         """A deployment."""
         self.say("drain")
-        standing = self.gate.standing
+        standing = self.gate.overload.standing
         self.gate.drain()
         self.see(standing, ending={Outcome.REFUSED})
         self.expect(all(borrower.running for borrower in self.queue), "who has not started is refused")
@@ -348,7 +375,7 @@ class World(Books):
     def close(self) -> None:
         """The end, by force: every connection is closed, also those handed to somebody who has not woken up."""
         self.say("close")
-        standing = self.gate.standing
+        standing = self.gate.overload.standing
         self.gate.close()
         self.see(standing, ending={Outcome.REFUSED})
         while self.resting:
@@ -371,7 +398,7 @@ class World(Books):
         self.check()
 
     def _free(self, slot: Slot[int]) -> None:
-        standing = self.gate.standing
+        standing = self.gate.overload.standing
         self.look()
         self.gate.give(slot, self.now)
         self.see(standing, free=slot)
