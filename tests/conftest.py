@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import hypothesis
 import psycopg2
 import pytest
 import uvloop
@@ -25,6 +26,10 @@ from yarl import URL
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
 from aiohttp_poolscope.pool import Lifecycle, observing
+
+# How long an example takes is the machine's affair.
+hypothesis.settings.register_profile("poolscope", deadline=None)
+hypothesis.settings.load_profile("poolscope")
 
 DEADLINE = 30.0
 """Seconds within which a condition that a test waits for must come true: a hang is longer, no busy machine is."""

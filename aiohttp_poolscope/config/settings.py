@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn, Self, TypeVar
@@ -16,8 +16,10 @@ from yarl import URL
 from aiohttp_poolscope.errors import ConfigError
 from aiohttp_poolscope.sql.session import needs_session
 
-from .dsn import LIBPQ, Host, Parameters, did_you_mean, libpq_text, parse, resolve, with_target
-from .values import BOOLEANS, Kind, choice, either, flag, function, seconds, share, text, whole
+from .dsn import Host, did_you_mean, parse, resolve
+from .environment import NOT_GIVEN, Variables
+from .libpq import LIBPQ, Parameters, libpq_text, with_target
+from .values import Kind, choice, either, flag, function, seconds, share, text, whole
 
 T = TypeVar("T")
 
@@ -230,7 +232,7 @@ class PoolConfig:
         """
         environ = os.environ if environ is None else environ
         given = _given(settings)
-        dsn, found = _read_environ(prefix, environ, given.keys())
+        dsn, found = _VARIABLES.read(prefix, environ, given.keys())
         return cls._build(dsn, {**with_target(found), **given}, environ)
 
     @classmethod
@@ -274,26 +276,7 @@ _CONTRADICTIONS: Mapping[str, Callable[[PoolConfig], bool]] = {
     "hosts must name at least one host": lambda its: not its.hosts,
 }
 
-# None given for one of these is the same as not given. For the others it switches something off.
-_NOT_GIVEN = LIBPQ.keys() | {"password", "application_name"}
-
-_SPELLINGS = {
-    **{name.upper(): name for name in (*LIBPQ, *SETTINGS)},
-    "NAME": "dbname",
-    "SSL": "sslmode",
-    "POOL_MIN": "minsize",
-    "POOL_MAX": "maxsize",
-}
-_HABITS = {
-    "USERNAME": "USER",
-    "PASS": "PASSWORD",
-    "PASSWD": "PASSWORD",
-    "DATABASE": "NAME",
-    "HOSTNAME": "HOST",
-    "URI": "URL",
-    "DSN": "URL",
-}
-"""What other frameworks call a variable. Ignored, it would end in a connection to elsewhere."""
+_VARIABLES = Variables(SETTINGS)
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -302,79 +285,10 @@ def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
             hint = did_you_mean(name, (*SETTINGS, *LIBPQ))
             raise ConfigError(f"{name} is not a setting of the pool or of libpq{hint}")
     given = with_target(settings)
-    return {name: given[name] for name in given if given[name] is not None or name not in _NOT_GIVEN}
+    return {name: given[name] for name in given if given[name] is not None or name not in NOT_GIVEN}
 
 
 def _default_processes(environ: Mapping[str, str]) -> int:
     with suppress(ConfigError):
         return int(SETTINGS["processes"].read("WEB_CONCURRENCY", environ.get("WEB_CONCURRENCY", "")))
     return 1
-
-
-def _read_environ(
-    prefix: str, environ: Mapping[str, str], overridden: Collection[str]
-) -> tuple[str | None, dict[str, object]]:
-    """Return the DSN, and the settings found in variables, by name."""
-    if not prefix:
-        raise ConfigError("prefix must not be empty: USER, HOST and KEY would be read as settings")
-    url = _find_url(prefix, environ)
-    sources: dict[str, str] = {}
-    found: dict[str, object] = {}
-    for variable in sorted(environ):
-        suffix = variable.removeprefix(prefix)
-        if suffix == variable or suffix in ("DATABASE_URL", "URL"):
-            continue
-        name = _SPELLINGS.get(suffix)
-        if name is None:
-            meant = _HABITS.get(suffix)
-            if not meant or not (url or environ.get(prefix + meant) or _SPELLINGS.get(meant) in overridden):
-                _refuse_near_miss(prefix, suffix, meant)
-        elif name not in overridden and (environ[variable] or name not in _NOT_GIVEN):
-            value = _read_variable(variable, name, environ[variable])
-            if name in found and found[name] != value:
-                raise ConfigError(f"{sources[name]} and {variable} set {name} to different values")
-            sources[name], found[name] = variable, value
-    if url is None:
-        return None, found
-    _refuse_second_address(url, environ[url], sources, found)
-    return environ[url], found
-
-
-def _refuse_second_address(url: str, dsn: str, sources: Mapping[str, str], found: Mapping[str, object]) -> None:
-    written = parse(dsn, SETTINGS.keys(), where=url)
-    for name in found.keys() & {"host", "port", "user", "password", "dbname"}:
-        if written.get(name, found[name]) != found[name]:
-            raise ConfigError(f"{url} and {sources[name]} set {name} to different values")
-
-
-def _find_url(prefix: str, environ: Mapping[str, str]) -> str | None:
-    own = [name for name in (f"{prefix}DATABASE_URL", f"{prefix}URL") if environ.get(name)]
-    if len({environ[name] for name in own}) > 1:
-        raise ConfigError(f"{own[0]} and {own[1]} are different")
-    if own:
-        return own[0]
-    shared = prefix == "DB_" or not environ.get(f"{prefix}HOST")
-    return "DATABASE_URL" if shared and environ.get("DATABASE_URL") else None
-
-
-def _read_variable(variable: str, name: str, written: str) -> object:
-    label = f"{variable} ({name})"
-    if name in SETTINGS:
-        return SETTINGS[name].read(label, written)
-    if variable.endswith("SSL") and (word := written.strip().lower()) in BOOLEANS:
-        return "require" if BOOLEANS[word] else "disable"
-    LIBPQ[name].read(label, written)
-    return written
-
-
-def _refuse_near_miss(prefix: str, suffix: str, meant: str | None) -> None:
-    known = (*_SPELLINGS, "DATABASE_URL", "URL")
-    # Wide enough for a slip of the keyboard, too narrow for DB_SERVICE_HOST, which Kubernetes sets.
-    near = [meant] if meant else difflib.get_close_matches(suffix.removeprefix("POOL_"), known, 1, 0.8)
-    if near:
-        hint = f"did you mean {prefix}{near[0]}?"
-    elif suffix.startswith("POOL_"):
-        hint = f"the pool's size is {prefix}POOL_MIN and {prefix}POOL_MAX"
-    else:
-        return
-    raise ConfigError(f"{prefix}{suffix} is not a setting; {hint}")

@@ -255,7 +255,7 @@ class Gate(Generic[L]):
 
     def sweep(self, now: float) -> None:
         """Pass over the queue: those whose client has left go, and a standing queue sheds."""
-        for waiter in [waiter for waiter in self._waiters if waiter.gone()]:
+        for waiter in [waiter for waiter in self._waiters if waiter.client_gone()]:
             self._notice(waiter, now)
             self._settle(waiter, Outcome.CLIENT_GONE)
         self._observe(now)
@@ -294,7 +294,7 @@ class Gate(Generic[L]):
     def _next(self, now: float) -> Waiter[L] | None:
         while self._waiters:
             waiter = next(reversed(self._waiters)) if self.overload.standing else next(iter(self._waiters))
-            if not waiter.gone():
+            if not waiter.client_gone():
                 self._remove(waiter)
                 return waiter
             self._notice(waiter, now)

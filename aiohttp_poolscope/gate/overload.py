@@ -110,7 +110,7 @@ class Overload:
         # Without a connection that is known to live this is an outage, not an overload: it is waited out.
         since = max(oldest.since, load.up_since)
         waited = now - since
-        if waited > floor and oldest.gone():
+        if waited > floor and oldest.client_gone():
             self.gave_up(now)
             return Outcome.CLIENT_GONE
         if (

@@ -87,7 +87,7 @@ class Waiter(Generic[L]):
         self.outcome: Outcome | None = None
         self.slot: Slot[L] | None = None
 
-    def gone(self) -> bool:
+    def client_gone(self) -> bool:
         """Whether its client has left, so that it must not get a connection."""
         return False
 

@@ -42,7 +42,7 @@ class QueuedBorrow(Waiter["Link"]):
         self.end = end
         self.timer: asyncio.TimerHandle | None = None
 
-    def gone(self) -> bool:
+    def client_gone(self) -> bool:
         """Whether its client has left. Inside a running handler that is no matter: half-done work is not aborted."""
         return not self.running and self.request is not None and client_gone(self.request)
 
@@ -98,7 +98,7 @@ class Queue:
                 if place.timer is not None:
                     place.timer.cancel()
         now = time.monotonic()
-        if place.outcome is Outcome.LENT and place.gone():
+        if place.outcome is Outcome.LENT and place.client_gone():
             gate.withdraw(place, Outcome.CLIENT_GONE, now)
         if place.outcome is not Outcome.LENT:
             raise self._unserved(db, place.outcome, now - begun)

@@ -43,7 +43,7 @@ class CoDel(Overload):
         self._dropped = 0
 
     def judge(self, oldest: Waiter[Any], load: Facts, now: float) -> Outcome | None:
-        if oldest.gone():
+        if oldest.client_gone():
             return Outcome.CLIENT_GONE
         if now - oldest.since <= self.target:
             self._above_since, self._dropped = None, 0

@@ -132,7 +132,7 @@ class Request(Waiter[int]):
         """Whether its client has left."""
         return self.world.now >= self.deadline
 
-    def gone(self) -> bool:
+    def client_gone(self) -> bool:
         return self.world.looks_for_clients and self.left
 
     def wake(self) -> None:

@@ -10,7 +10,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from aiohttp_poolscope.capacity.limits import Limits
@@ -75,7 +75,6 @@ def test_a_queue_that_is_played_through_waits_as_predicted(connections: int, rat
 
 
 @given(st.floats(0.1, 20_000), st.floats(0.0001, 0.5), st.floats(0.0001, 0.5))
-@settings(deadline=None)
 def test_it_is_the_fewest_connections_that_do(rate: float, lease: float, waiting: float) -> None:
     """With that many no more wait than may; with one fewer more do."""
     number = connections_for(rate, lease, waiting=waiting)
@@ -221,7 +220,6 @@ DEMANDS = st.builds(
 
 
 @given(DEMANDS, st.integers(5, 2000))
-@settings(deadline=None)
 def test_what_fits_does_fit(demand: Demand, most: int) -> None:
     """A plan that fits stays in the budget, its queues do not grow, and no more wait than may."""
     limits = Limits(most, 3, 0, -1, -1)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from psycopg2.extensions import parse_dsn
 from yarl import URL
 
-from aiohttp_poolscope.config.dsn import Address, Host, Parameters, did_you_mean, libpq_text, parse, resolve
+from aiohttp_poolscope.config.dsn import Address, Host, did_you_mean, parse, resolve
+from aiohttp_poolscope.config.libpq import Parameters, libpq_text
 from aiohttp_poolscope.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aiohttp_poolscope.config import PoolConfig
-from aiohttp_poolscope.config.dsn import VARIABLES, Host
+from aiohttp_poolscope.config.dsn import Host
+from aiohttp_poolscope.config.libpq import VARIABLES
 from aiohttp_poolscope.errors import ConfigError
 
 if TYPE_CHECKING:

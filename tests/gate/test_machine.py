@@ -180,7 +180,7 @@ class GateMachine(RuleBasedStateMachine):
 
     def heir(self) -> Borrower | None:
         """Who is next: the oldest living, or the newest where the queue stands."""
-        living = [borrower for borrower in self.line if not borrower.gone()]
+        living = [borrower for borrower in self.line if not borrower.client_gone()]
         if not living:
             return None
         return living[-1] if self.gate.overload.standing else living[0]
@@ -223,12 +223,12 @@ class GateMachine(RuleBasedStateMachine):
         self.line = [borrower for borrower in self.line if borrower.outcome is None]
         for borrower in ended:
             assert borrower.woken == 1
-            assert borrower.gone() if borrower.outcome is Outcome.CLIENT_GONE else borrower in shed
+            assert borrower.client_gone() if borrower.outcome is Outcome.CLIENT_GONE else borrower in shed
             assert borrower not in shed or self.late(borrower) or full
             assert borrower.outcome is not None
             self.ends[borrower.outcome] += 1
         assert all(borrower.since >= gone.since for borrower in self.line for gone in shed), "the oldest are shed"
-        assert not (swept and any(borrower.gone() for borrower in self.line))
+        assert not (swept and any(borrower.client_gone() for borrower in self.line))
         if shed and not standing:
             assert self.target is not None
             assert self.now - shed[0].since >= 2 * self.target

@@ -279,7 +279,7 @@ class State:
 
     def _settled(self, before: list[Borrower], *, standing: bool) -> None:
         """The right one was served; nobody was shed too early; who left the queue has an end and was woken, once."""
-        waiting, living = self.places(), [borrower for borrower in before if not borrower.gone()]
+        waiting, living = self.places(), [borrower for borrower in before if not borrower.client_gone()]
         served = [borrower for borrower in before if borrower.outcome is Outcome.LENT]
         assert served in ([], [living[-1 if standing else 0]] if living else [])
         shed = [borrower for borrower in before if borrower.outcome is Outcome.SHED]

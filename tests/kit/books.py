@@ -33,7 +33,7 @@ class Borrower(Waiter[int]):
     def __repr__(self) -> str:
         return self.name
 
-    def gone(self) -> bool:
+    def client_gone(self) -> bool:
         """A borrow inside a running handler ignores the client."""
         return not (self.alive or self.running)
 
@@ -93,7 +93,7 @@ class Books:
         woken, self.woken[:] = list(self.woken), []
         queue = self.queue
         served = [borrower for borrower in woken if borrower.outcome is Outcome.LENT]
-        living = next((b for b in (reversed(queue) if standing else queue) if not b.gone()), None)
+        living = next((b for b in (reversed(queue) if standing else queue) if not b.client_gone()), None)
         if free is not None and free.state is not SlotState.GONE:
             self.expect(len(served) == (living is not None), "a free connection serves who waits", free.link)
             if not served:
@@ -124,7 +124,7 @@ class Books:
             self.expect(late or full, "only who is late is shed, and nobody in an outage", borrower)
             self.expect(overload, "nobody is shed for whom there is room", borrower)
         elif outcome is Outcome.CLIENT_GONE:
-            self.expect(borrower.gone(), "only the dead are passed over", borrower)
+            self.expect(borrower.client_gone(), "only the dead are passed over", borrower)
         else:
             self.expect(outcome in ending, "nobody ends without a reason", borrower, outcome)
         if outcome is not None:
@@ -134,7 +134,7 @@ class Books:
         """The oldest is late, was so one target ago, and was looked at between: a stall alone is not enough."""
         self.stood += 1
         target = self.target
-        oldest = next((borrower for borrower in self.queue if not borrower.gone()), None)
+        oldest = next((borrower for borrower in self.queue if not borrower.client_gone()), None)
         if target is None or oldest is None:
             raise self._broken("a queue stands only where somebody is late", oldest)
         latest = bisect_right(self.looks, self.now - target + ROUNDING) - 1

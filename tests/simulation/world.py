@@ -350,7 +350,7 @@ class World(Books):
         self.look()
         self.gate.sweep(self.now)
         self.see(standing)
-        self.expect(not any(borrower.gone() for borrower in self.queue), "a sweep leaves nobody who is gone")
+        self.expect(not any(borrower.client_gone() for borrower in self.queue), "a sweep leaves nobody who is gone")
         self.attend()
 
     def fail(self) -> None:

@@ -106,7 +106,7 @@ Check = Literal["hand-over", "sweep", "handler"]
 
 def only(monkeypatch: pytest.MonkeyPatch, wanted: Check) -> None:
     """Leave one of the three checks for clients that have left, and switch the other two off."""
-    sweep, gone = Gate.sweep, QueuedBorrow.gone
+    sweep, gone = Gate.sweep, QueuedBorrow.client_gone
     sweeping = False
 
     def swept(self: Any, now: float) -> None:
@@ -122,7 +122,7 @@ def only(monkeypatch: pytest.MonkeyPatch, wanted: Check) -> None:
         return check == wanted and gone(self)
 
     monkeypatch.setattr(Gate, "sweep", swept)
-    monkeypatch.setattr(QueuedBorrow, "gone", asked)
+    monkeypatch.setattr(QueuedBorrow, "client_gone", asked)
 
 
 @pytest.mark.parametrize("how", ["fin", "rst"])
