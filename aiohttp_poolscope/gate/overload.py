@@ -105,7 +105,8 @@ class Overload:
     def judge(self, oldest: Waiter[Any], load: Load, now: float) -> Outcome | None:
         """How the oldest waiter's borrow ends now, CLIENT_GONE or SHED; None: it keeps its place."""
         floor = self.queue_target
-        if floor is None:
+        if floor is None or now - oldest.since <= floor:
+            self._late_since = None
             return None
         # Without a connection that is known to live this is an outage, not an overload: it is waited out.
         since = max(oldest.since, load.up_since)
