@@ -158,5 +158,5 @@ async def audit_after(soak: Soak, before: tuple[set[str], int]) -> None:
     kept = f"{len(now)}, before it all {len(before[0])}{'' if ok else f'; new: {more}'}"
     report.tell("descriptors after the cleanup", kept, ok=ok)
     report.tell("tasks after the cleanup", f"{tasks}, before it all {before[1]}", ok=tasks <= before[1])
-    stats = watch.run.stats()
+    stats = watch.lifecycle.stats()
     report.tell("connections", f"opened {stats.opened:,}, closed {stats.closed:,}", ok=stats.opened == stats.closed)

@@ -222,8 +222,8 @@ class Watch:
 
     def __init__(self, scope: PoolScope, dsn: str, findings: Findings, served: Served) -> None:
         assert scope._run is not None
-        self.run: Lifecycle = scope._run
-        self.pool = self.run.pool
+        self.lifecycle: Lifecycle = scope._run
+        self.pool = self.lifecycle.pool
         self.hidden = False
         self.samples = self.looks_outside = 0
         self.most_in_use = self.most_waiting = self.most_backends = self.most_descriptors = 0
