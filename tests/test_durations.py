@@ -7,7 +7,6 @@ import contextlib
 from typing import Any, get_args
 
 import pytest
-from aiohttp import web
 
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope import events as ev
@@ -20,13 +19,10 @@ from .conftest import until
 async def test_durations_are_those_of_the_histograms(dsn: str) -> None:
     """on_duration tells each duration of a kind, asked for before the start or after, as often as it is counted."""
     told: dict[Any, list[float]] = {of: [] for of in get_args(Duration)}
-    app = web.Application()
-    scope = poolscope.setup(app, dsn, maxsize=1, check_after_idle=0.0)
+    scope = poolscope.PoolScope(dsn, maxsize=1, check_after_idle=0.0)
     for of, seconds in told.items():
         scope.on_duration(seconds.append, of)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
+    async with scope.running():
         late: list[float] = []
         async with scope.acquire() as db:
             second = asyncio.create_task(scope.fetchval("SELECT 1"))
@@ -36,8 +32,6 @@ async def test_durations_are_those_of_the_histograms(dsn: str) -> None:
         scope.on_duration(late.append, "lease")
         await scope.fetchval("SELECT 1")
         stats = scope.stats()
-    finally:
-        await runner.cleanup()
     for of, seconds in told.items():
         counted = getattr(stats, of)
         assert (len(seconds), sum(seconds)) == (counted.count, pytest.approx(counted.sum)), of
@@ -122,26 +116,20 @@ def test_what_is_no_duration() -> None:
 
 
 @pytest.mark.parametrize("of", ["lease", "connect", "ping", "reset"])
-async def test_what_a_callback_sees(dsn: str, of: Duration) -> None:
+async def test_what_a_callback_sees(make_scope: Any, of: Duration) -> None:
     """When it is called the state has changed already: nothing that it raises, not even GracefulExit, is in its way."""
-    app = web.Application()
-    scope = poolscope.setup(app, dsn, maxsize=1, check_after_idle=0.0, acquire_timeout=5)
-    runner = web.AppRunner(app)
-    await runner.setup()
     seen: list[tuple[int, int]] = []
 
     def look(_: float) -> None:
         stats = scope.stats()
         seen.append((stats.in_use, len(scope.leases())) if of == "lease" else (stats.opening, stats.repairing))
 
-    scope.on_duration(look, of)
-    try:
+    async with make_scope(maxsize=1, check_after_idle=0.0, acquire_timeout=5) as scope:
+        scope.on_duration(look, of)
         async with scope.acquire() as db:
             await db.execute("BEGIN")
         await scope.fetchval("SELECT 1")
         scope.expire()
         await scope.fetchval("SELECT 1")
-    finally:
-        await runner.cleanup()
     assert seen
     assert set(seen) == {(0, 0)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 import time
@@ -242,11 +241,11 @@ def test_events_are_frozen_and_named(kind: type[ev.Event]) -> None:
 
 
 async def test_callbacks_outlive_a_restart(dsn: str, told: list[ev.Event]) -> None:
-    """They belong to the scope: a second run of its application tells them, too."""
+    """They belong to the scope: its second run tells them, too."""
     scope = poolscope.PoolScope(dsn)
     scope.on_event(told.append, ev.DrainFinished)
     for _ in range(2):
-        async with contextlib.asynccontextmanager(scope.cleanup_ctx)(web.Application()):
+        async with scope.running():
             pass
     assert len(told) == 2
 

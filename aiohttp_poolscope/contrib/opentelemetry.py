@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiohttp_poolscope import ConfigError, PoolScope, __version__, events
+from aiohttp_poolscope.gate import Outcome
 from aiohttp_poolscope.stats import BUCKETS
 
 from .extras import extra
@@ -37,7 +38,7 @@ POOL_NAME = "db.client.connection.pool.name"
 STATE = "db.client.connection.state"
 OUTCOME = "poolscope.outcome"
 
-OUTCOMES = ("lent", "timed_out", "refused", "shed", "client_gone", "cancelled", "failed")
+OUTCOMES = tuple(outcome.value for outcome in Outcome)
 COUNTED = (*OUTCOMES, "dead", "leaked", "abandoned")
 """The numbers of PoolStats that only grow, as far as they are exported."""
 

@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 
     from aiohttp_poolscope.config import PoolConfig
     from aiohttp_poolscope.connection import Isolation, Transaction
+    from aiohttp_poolscope.driver import Link
     from aiohttp_poolscope.events import Event
+    from aiohttp_poolscope.gate import Slot
     from aiohttp_poolscope.pool import Pool
     from aiohttp_poolscope.stats import Duration
 
-__all__ = ("Outside", "State", "current", "is_plain")
+__all__ = ("Outside", "State", "current", "is_plain", "slots_of")
 
 T = TypeVar("T")
 C = TypeVar("C", bound="Callable[[Event], object]")
@@ -50,8 +52,14 @@ def is_plain(callback: object) -> bool:
     return called is not None and not any(map(inspect.iscoroutinefunction, (callback, called)))
 
 
+def slots_of(scope: Outside) -> tuple[Slot[Link], ...]:
+    """The connections that a scope has open, to be looked at; none while there is no pool."""
+    run = scope._run
+    return () if run is None else tuple(run.pool.gate.slots)
+
+
 class Outside:
-    """What needs a pool and no request."""
+    """The side of a scope that needs a pool and no request."""
 
     def __init__(self, config: PoolConfig) -> None:
         self.config = config

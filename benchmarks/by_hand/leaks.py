@@ -14,8 +14,6 @@ import json
 import statistics
 import time
 
-from aiohttp import web
-
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
 
@@ -44,13 +42,10 @@ async def measure() -> dict[str, list[float]]:
     found: dict[str, list[float]] = {kind: [] for kind in KINDS}
     with EmbeddedPostgres() as server:
         async with contextlib.AsyncExitStack() as stack:
-            scopes = {}
-            for kind, settings in KINDS.items():
-                app = web.Application()
-                scopes[kind] = poolscope.setup(app, server.dsn, **settings)
-                runner = web.AppRunner(app)
-                await runner.setup()
-                stack.push_async_callback(runner.cleanup)
+            scopes = {
+                kind: await stack.enter_async_context(poolscope.open(server.dsn, **settings))
+                for kind, settings in KINDS.items()
+            }
             for _ in range(ROUNDS):
                 for kind, scope in scopes.items():
                     found[kind].append(await deep(scope, FRAMES))

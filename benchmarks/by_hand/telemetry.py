@@ -9,7 +9,7 @@ between them is measured. The kinds take turns; each figure is the least of many
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from opentelemetry.trace import NoOpTracerProvider
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
 from aiohttp_poolscope.contrib.opentelemetry import instrument
+from benchmarks.services.inside import served
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,10 +77,6 @@ async def cost(scope: poolscope.PoolScope, request: web.Request) -> float:
 async def main(dsn: str) -> None:
     app = web.Application()
     scopes = {kind: poolscope.PoolScope(dsn, key=f"db{number}") for number, kind in enumerate(KINDS)}
-    for kind, scope in scopes.items():
-        app.cleanup_ctx.append(scope.cleanup_ctx)
-        KINDS[kind](scope)
-    logging.getLogger("aiohttp_poolscope").setLevel(logging.ERROR)  # of a middleware that is in no application
     least = dict.fromkeys(scopes, float("inf"))
 
     async def measure(request: web.Request) -> web.Response:
@@ -90,15 +87,13 @@ async def main(dsn: str) -> None:
         return web.Response()
 
     app.router.add_get("/", measure)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        async with ClientSession(raise_for_status=True) as client:
-            port = runner.addresses[0][1]
-            await (await client.get(f"http://127.0.0.1:{port}/", headers=HEADERS)).read()
-    finally:
-        await runner.cleanup()
+    async with contextlib.AsyncExitStack() as stack:
+        for kind, scope in scopes.items():
+            KINDS[kind](scope)
+            await stack.enter_async_context(scope.running())
+        host, port = await stack.enter_async_context(served(app))
+        client = await stack.enter_async_context(ClientSession(raise_for_status=True))
+        await (await client.get(f"http://{host}:{port}/", headers=HEADERS)).read()
     base = least["not instrumented"]
     for kind, seconds in least.items():
         print(f"{kind:36} {seconds * 1e6:6.2f} us  {(seconds - base) * 1e6:+6.2f}")

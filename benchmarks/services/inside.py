@@ -14,6 +14,7 @@ import aiohttp_poolscope as poolscope
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
 
 PATIENCE = 600.0
 """Seconds that a request waits where it is not meant to give up."""
@@ -37,13 +38,9 @@ async def served(app: web.Application) -> AsyncIterator[tuple[str, int]]:
         await runner.cleanup()
 
 
-@contextlib.asynccontextmanager
-async def running(dsn: str, maxsize: int, **settings: Any) -> AsyncIterator[poolscope.PoolScope]:
+def running(dsn: str, maxsize: int, **settings: Any) -> AbstractAsyncContextManager[poolscope.PoolScope]:
     """A scope with ``maxsize`` open connections."""
-    app = web.Application()
-    scope = poolscope.setup(app, dsn, minsize=maxsize, maxsize=maxsize, processes=1, **settings)
-    async with served(app):
-        yield scope
+    return poolscope.open(dsn, minsize=maxsize, maxsize=maxsize, processes=1, **settings)
 
 
 async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -165,9 +165,8 @@ async def through_middleware(kind: str, dsn: str) -> Figures:
         found["seconds"] = await fastest(cycles)
         return web.Response()
 
-    app.cleanup_ctx.append(scope.cleanup_ctx)
     app.router.add_get("/", handler)
-    async with aiopg.create_pool(dsn, minsize=10, maxsize=10) as pool, served(app) as address:
+    async with scope.running(), aiopg.create_pool(dsn, minsize=10, maxsize=10) as pool, served(app) as address:
         reader, writer = await asyncio.open_connection(*address)
         await ask(reader, writer)
         writer.close()

@@ -247,14 +247,13 @@ async def test_a_stall_makes_no_spike(dsn: str, serve: Serve, monkeypatch: pytes
 
 
 async def test_a_scope_runs_again(dsn: str, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scope of another application, ended and started again, counts from zero: nothing shown is negative or old."""
+    """A scope that runs elsewhere, ended and started again, counts from zero: nothing shown is negative or old."""
     monkeypatch.setattr(sampler, "INTERVAL", 0.02)
     scope = poolscope.PoolScope(dsn)
     setup_dashboard(admin := web.Application(), scope, allow="loopback")
     async with serve(admin) as served:
         for count in (9, 2):
-            scope.setup(app := web.Application())
-            async with serve(app):
+            async with scope.running():
                 for _ in range(count):
                     await scope.fetchval("SELECT 1")
                 (entry,) = (await state(served))["scopes"]

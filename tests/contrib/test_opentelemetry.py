@@ -202,9 +202,7 @@ async def test_counters_go_on_over_the_end(dsn: str, serve: Serve, seen: Telemet
     assert (timeouts(), seen.value("db.client.connection.max")) == ((0, 0), 1)
     assert seen.points("db.client.connection.count", STATE) == {"idle": 0, "used": 0}
     for run in (1, 2):
-        app = web.Application()
-        scope.setup(app)
-        async with serve(app):
+        async with scope.running():
             assert timeouts() == (run - 1, 2 * run - 2)
             await use(scope)
             assert timeouts() == (run, 2 * run)

@@ -235,7 +235,6 @@ async def test_beside_the_instrumentation_of_aiopg(dsn: str, serve: Serve, seen:
 
 GLOBAL = """
 import asyncio, json, sys
-from aiohttp import web
 from opentelemetry import metrics, trace
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope.contrib.opentelemetry import instrument
@@ -249,17 +248,13 @@ trace.set_tracer_provider(seen.tracers)
 instrument(late)
 
 async def main():
-    app = web.Application()
-    early.setup(app)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    with trace.get_tracer("test").start_as_current_span("job"):
-        held = await early.acquire()
-        waiting = asyncio.create_task(early.fetchval("SELECT 1"))
-        await asyncio.sleep(0)
-        held.release()
-        await waiting
-    await runner.cleanup()
+    async with early.running():
+        with trace.get_tracer("test").start_as_current_span("job"):
+            held = await early.acquire()
+            waiting = asyncio.create_task(early.fetchval("SELECT 1"))
+            await asyncio.sleep(0)
+            held.release()
+            await waiting
     used = seen.points("db.client.connection.use_time", pool="early").count
     sizes = [seen.value("db.client.connection.max", pool=scope.config.key) for scope in (early, late)]
     print(json.dumps([sizes, used, [span.name for span in seen.spans()]]))

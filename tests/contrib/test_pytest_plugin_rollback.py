@@ -41,14 +41,8 @@ def rolled(database: Database, rollback: Rollback) -> Running:
     @contextlib.asynccontextmanager
     async def running(**settings: Any) -> AsyncIterator[poolscope.PoolScope]:
         scope = rollback(poolscope.PoolScope(database.dsn, **settings))
-        app = web.Application()
-        scope.setup(app)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        try:
+        async with scope.running():
             yield scope
-        finally:
-            await runner.cleanup()
         assert database.sql("SELECT * FROM t") == []
 
     return running

@@ -7,7 +7,6 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from aiohttp import web
 
 import aiohttp_poolscope as poolscope
 from tests.conftest import until
@@ -53,12 +52,8 @@ async def test_a_cancelled_statement_without_a_thread(make_scope: Any) -> None:
 
 
 @pytest.mark.usefixtures("no_threads")
-async def test_a_shutdown_without_a_thread(dsn: str) -> None:
+async def test_a_shutdown_without_a_thread(make_scope: Any) -> None:
     """It takes every connection away, from those as well who hold on to theirs."""
-    app = web.Application()
-    scope = poolscope.setup(app, dsn, maxsize=2, drain_grace=0.05, drain_timeout=0.1)
-    runner = web.AppRunner(app)
-    await runner.setup()
     ended: list[BaseException] = []
 
     async def clings() -> None:
@@ -72,9 +67,9 @@ async def test_a_shutdown_without_a_thread(dsn: str) -> None:
             with pytest.raises(poolscope.ConnectionReleased):
                 await statement
 
-    tasks = [asyncio.create_task(clings()) for _ in range(2)]
-    await until(lambda: scope.stats().in_use == 2, "both")
-    await runner.cleanup()
+    async with make_scope(maxsize=2, drain_grace=0.05, drain_timeout=0.1) as scope:
+        tasks = [asyncio.create_task(clings()) for _ in range(2)]
+        await until(lambda: scope.stats().in_use == 2, "both")
     await asyncio.gather(*tasks)
     assert len(ended) == 2
     assert scope.state == "closed"

@@ -337,16 +337,13 @@ async def test_a_commit_that_waits_for_its_standby_has_happened(without_standby:
 
 KILLED = """
 import asyncio, sys
-from aiohttp import web
 import aiohttp_poolscope as poolscope
 
 async def main(dsn, interval, sql):
-    app = web.Application()
-    scope = poolscope.setup(app, dsn, abandon_interval=float(interval) or None)
-    await web.AppRunner(app).setup()
-    print("ready", flush=True)
-    sys.stdin.readline()
-    await scope.execute(sql)
+    async with poolscope.open(dsn, abandon_interval=float(interval) or None) as scope:
+        print("ready", flush=True)
+        sys.stdin.readline()
+        await scope.execute(sql)
 
 asyncio.run(main(*sys.argv[1:]))
 """

@@ -112,18 +112,16 @@ async def test_on_release_that_leaves_something_open(make_scope: Any, database: 
 
 @contextlib.asynccontextmanager
 async def _running(scope: poolscope.PoolScope, stubborn: Stubborn) -> Any:
-    """An application that runs, and ends within the deadline whatever a hook does; then the hook is let go."""
-    app = web.Application()
-    scope.setup(app)
-    runner = web.AppRunner(app)
-    await runner.setup()
+    """A pool that runs, and ends within the deadline whatever a hook does; then the hook is let go."""
+    block = scope.running()
+    await block.__aenter__()
     try:
         yield
     finally:
-        cleanup = asyncio.ensure_future(runner.cleanup())
-        done, _ = await asyncio.wait([cleanup], timeout=DEADLINE)
+        ending = asyncio.ensure_future(block.__aexit__(None, None, None))
+        done, _ = await asyncio.wait([ending], timeout=DEADLINE)
         stubborn.go.set()
-        await asyncio.wait([cleanup])
+        await asyncio.wait([ending])
         assert done, "the shutdown hangs"
 
 

@@ -51,19 +51,15 @@ async def failing_start(dsn: str | None, **settings: Any) -> str:
     return str(refused.value)
 
 
-async def test_minsize_connections_are_warm(dsn: str, serve: Serve, database: Database) -> None:
+async def test_minsize_connections_are_warm(make_scope: Any, database: Database) -> None:
     """B6: minsize connections are open before the first request."""
-    app = web.Application()
-    scope = poolscope.setup(app, dsn, minsize=3)
-    async with serve(app):
+    async with make_scope(minsize=3) as scope:
         assert (scope.stats().idle, scope.stats().opened, len(database.backends())) == (3, 3, 3)
 
 
-async def test_with_minsize_0_the_start_still_connects(dsn: str, serve: Serve) -> None:
+async def test_with_minsize_0_the_start_still_connects(make_scope: Any, dsn: str) -> None:
     """B6: a wrong DSN fails the deployment even if nothing is kept open."""
-    app = web.Application()
-    scope = poolscope.setup(app, dsn, minsize=0)
-    async with serve(app):
+    async with make_scope(minsize=0) as scope:
         assert scope.stats().opened == 1
     assert "no such database" in await failing_start(dsn, dbname="no such database")
 
@@ -104,11 +100,9 @@ async def test_a_wrong_password_stops_the_start(
     assert wrong not in caplog.text
 
 
-async def test_the_right_password_starts(locked: EmbeddedPostgres, serve: Serve) -> None:
+async def test_the_right_password_starts(locked: EmbeddedPostgres) -> None:
     """The same server with its password: the tests above fail for the reason they say."""
-    app = web.Application()
-    scope = poolscope.setup(app, locked.dsn)
-    async with serve(app):
+    async with poolscope.open(locked.dsn) as scope:
         assert await scope.fetchval("SELECT 1") == 1
         assert locked.password not in repr(scope) + repr(scope.config)
 
@@ -169,13 +163,12 @@ async def test_connect_at_start_off_starts_anyway(serve: Serve) -> None:
         assert scope.stats().breaker != "closed"
 
 
-async def test_connect_at_start_off_serves_once_there_is_a_database(dsn: str, database: Database, serve: Serve) -> None:
+async def test_connect_at_start_off_serves_once_there_is_a_database(make_scope: Any, database: Database) -> None:
     """connect_at_start=False: when the database appears, it is used, without anybody's help."""
     role = "poolscope_later"
-    app = web.Application()
-    scope = poolscope.setup(app, dsn, user=role, connect_at_start=False, breaker_failures=1, breaker_reset=0.05)
+    settings = {"user": role, "connect_at_start": False, "breaker_failures": 1, "breaker_reset": 0.05}
     try:
-        async with serve(app):
+        async with make_scope(**settings) as scope:
             await until(lambda: scope.stats().breaker != "closed", "a first failure")
             with pytest.raises(poolscope.DatabaseUnavailable):
                 await scope.fetchval("SELECT 1")

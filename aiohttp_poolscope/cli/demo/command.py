@@ -11,10 +11,10 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any, Self
 
+from aiohttp_poolscope.config import PoolConfig
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from aiohttp_poolscope.driver import DatabaseError, sqlstate
 from aiohttp_poolscope.errors import PoolScopeError
-from aiohttp_poolscope.web import PoolScope
 
 from .database import ACCOUNTS, SCHEMA, bank
 from .once import once
@@ -153,7 +153,7 @@ def _guide(url: str) -> list[str]:
 def _database(maxsize: int) -> Iterator[str]:
     given = os.environ.get("DATABASE_URL")
     if given:
-        config = PoolScope(given).config
+        config = PoolConfig.build(given)
         hosts = ", ".join(f"{host.host or 'the local socket'}:{host.port}" for host in config.hosts)
         print(f"DATABASE_URL is set: using {hosts}, in a schema of its own, {SCHEMA}, dropped at the end.")
         yield given

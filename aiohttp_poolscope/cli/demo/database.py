@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from aiohttp import web
-
-from aiohttp_poolscope.web import PoolScope
+import aiohttp_poolscope as poolscope
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-__all__ = ("ACCOUNTS", "BRANCHES", "OPENING", "SCHEMA", "bank", "opened")
+__all__ = ("ACCOUNTS", "BRANCHES", "OPENING", "SCHEMA", "bank")
 
 SCHEMA = "poolscope_demo"
 ACCOUNTS = 5_000
@@ -44,25 +42,17 @@ FROM generate_series(1, %(accounts)s) AS n
 
 
 @contextlib.asynccontextmanager
-async def opened(dsn: str, **settings: Any) -> AsyncIterator[PoolScope]:
-    """A scope that runs without a web server."""
-    scope = PoolScope(dsn, skip=lambda _: True, **settings)
-    async with contextlib.asynccontextmanager(scope.cleanup_ctx)(web.Application()):
-        yield scope
-
-
-@contextlib.asynccontextmanager
 async def bank(dsn: str) -> AsyncIterator[None]:
     """Accounts in a schema of their own, which is dropped at the end.
 
     Raises DuplicateSchema of psycopg2 when there is one already: it may be somebody's.
     """
-    async with opened(dsn, maxsize=1) as scope, scope.transaction() as tx:
+    async with poolscope.open(dsn, maxsize=1) as scope, scope.transaction() as tx:
         await tx.execute(_CREATE)
         fill = {"branches": list(BRANCHES), "count": len(BRANCHES), "opening": OPENING, "accounts": ACCOUNTS}
         await tx.execute(_FILL, fill)
     try:
         yield
     finally:
-        async with opened(dsn, maxsize=1) as scope:
+        async with poolscope.open(dsn, maxsize=1) as scope:
             await scope.execute("DROP SCHEMA poolscope_demo CASCADE")

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import ClientSession, ClientTimeout, TCPConnector
 
+import aiohttp_poolscope as poolscope
+
 from .aborts import deserters
 from .audit import Audit, Watch, print_tallies
-from .database import opened
 from .load import Customers, Progress, Tallies, crowd
 from .service import STATEMENT_TIMEOUT
 
@@ -45,7 +46,7 @@ async def once(dsn: str, args: argparse.Namespace) -> bool:
     audit, tallies = Audit(), Tallies()
     chance = random.Random(args.seed)  # noqa: S311  no secret
     async with (
-        opened(dsn, maxsize=1, application_name=f"{name}-observer") as observer,
+        poolscope.open(dsn, maxsize=1, application_name=f"{name}-observer") as observer,
         _service(dsn, args, name) as (process, port),
     ):
         url = f"http://{args.host}:{port}"

@@ -1,4 +1,4 @@
-"""What the doctor asks a server. All of it by a PoolScope, as a service would."""
+"""The doctor's questions to a server. It asks them through a pool, as a service would."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from aiohttp import web
-
 from aiohttp_poolscope.capacity.limits import LIMITS, Limits
 from aiohttp_poolscope.driver import DatabaseError
 from aiohttp_poolscope.errors import DatabaseUnavailable, PoolScopeError
-from aiohttp_poolscope.web import PoolScope
+from aiohttp_poolscope.web.outside import Outside
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
+    from contextlib import AbstractAsyncContextManager
 
     from aiohttp_poolscope.config import PoolConfig
 
@@ -159,18 +158,14 @@ def alone(config: PoolConfig) -> PoolConfig:
     """For one connection of the doctor's own, without the application's hooks."""
     return dataclasses.replace(
         config, minsize=0, maxsize=1, processes=1, budget_strict=False, budget=1.0, connect_at_start=True,
-        on_connect=None, on_acquire=None, on_release=None, skip=lambda _: True, rows="tuple", leak_threshold=None,
-        max_lease=None, request_tag="off", slow_threshold=None,
+        on_connect=None, on_acquire=None, on_release=None, rows="tuple", leak_threshold=None, max_lease=None,
+        request_tag="off", slow_threshold=None,
     )  # fmt: skip
 
 
-@contextlib.asynccontextmanager
-async def running(config: PoolConfig) -> AsyncIterator[PoolScope]:
-    """A scope with exactly these settings, for as long as the block runs."""
-    scope = PoolScope.__new__(PoolScope)
-    scope._set_config(config)  # noqa: SLF001 - a DSN would be taken apart and put together again, password and all
-    async with contextlib.asynccontextmanager(scope.cleanup_ctx)(web.Application()):
-        yield scope
+def running(config: PoolConfig) -> AbstractAsyncContextManager[Outside]:
+    """A pool with exactly these settings, for as long as the block runs."""
+    return Outside(config).running()
 
 
 async def _ask(config: PoolConfig) -> dict[str, Any]:

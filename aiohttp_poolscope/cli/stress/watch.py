@@ -7,9 +7,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import web
-
-from aiohttp_poolscope.web import PoolScope
+import aiohttp_poolscope as poolscope
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -42,7 +40,7 @@ class Left:
 class Watch:
     """The most that was seen, and what is left. All sessions of the database count, but for this one."""
 
-    def __init__(self, scope: PoolScope) -> None:
+    def __init__(self, scope: poolscope.PoolScope) -> None:
         self._scope = scope
         self._begun: Any = None
         self._ended: Any = None
@@ -79,8 +77,7 @@ class Watch:
 @contextlib.asynccontextmanager
 async def watching(dsn: str) -> AsyncIterator[Watch]:
     """Connect, beside the service."""
-    scope = PoolScope(dsn, key="stress", minsize=1, maxsize=1, processes=1, rows="tuple", skip=lambda _: True)
-    async with contextlib.asynccontextmanager(scope.cleanup_ctx)(web.Application()):
+    async with poolscope.open(dsn, key="stress", minsize=1, maxsize=1, processes=1, rows="tuple") as scope:
         watch = Watch(scope)
         await watch.begin()
         yield watch

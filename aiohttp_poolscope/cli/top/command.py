@@ -10,13 +10,12 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from aiohttp import web
 from yarl import URL
 
+import aiohttp_poolscope as poolscope
 from aiohttp_poolscope.cli.terminal import console, show, styled
 from aiohttp_poolscope.driver import DatabaseError
-from aiohttp_poolscope.errors import PoolScopeError
-from aiohttp_poolscope.web import PoolScope
+from aiohttp_poolscope.errors import ConfigError, PoolScopeError
 
 from .page import Page, PageError
 from .server import KEY, Server
@@ -101,10 +100,10 @@ async def _source(args: argparse.Namespace) -> AsyncIterator[Source]:
     if args.header:
         raise UsageError("--header is for a page, and a page begins with http:// or https://")
     try:
-        scope = PoolScope(args.target, key=KEY, minsize=1, maxsize=1, processes=1, rows="dict", skip=lambda _: True)
-    except PoolScopeError as error:
+        opened = poolscope.open(args.target, key=KEY, minsize=1, maxsize=1, processes=1, rows="dict")
+    except ConfigError as error:
         raise UsageError(f"{error} (and a page begins with http:// or https://)") from error
-    async with contextlib.asynccontextmanager(scope.cleanup_ctx)(web.Application()):
+    async with opened as scope:
         hosts = ", ".join(
             f"{host.host or host.hostaddr or 'the local socket'}:{host.port}" for host in scope.config.hosts
         )

@@ -6,12 +6,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from aiohttp_poolscope.gate import LENT
+from aiohttp_poolscope.web.outside import slots_of
 
 from .verdict import Facts, verdict
 
 if TYPE_CHECKING:
     from aiohttp_poolscope import Lease, PoolScope, PoolStats
-    from aiohttp_poolscope.gate import Slot
 
     from .sampler import Recorder
 
@@ -46,12 +46,6 @@ class Seats:
             else:
                 found.append({"state": "empty", "since": None})
         return found
-
-
-def slots_of(scope: PoolScope) -> tuple[Slot[Any], ...]:
-    """The connections a scope has open."""
-    run = scope._run  # noqa: SLF001 - it is only read
-    return () if run is None else tuple(run.pool.gate.slots)
 
 
 def state_of(recorder: Recorder, seats: Seats) -> dict[str, Any]:
