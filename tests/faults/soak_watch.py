@@ -20,9 +20,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import psycopg2
 
-from tests.load.watch import Ledger, ended
-
-from .load import DROPPED, NOT_CONNECTED, Result
+from tests.kit.audit import Ledger, unbalanced
+from tests.kit.load import DROPPED, NOT_CONNECTED, Result
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -222,8 +221,8 @@ class Watch:
 
     def __init__(self, scope: PoolScope, dsn: str, findings: Findings, served: Served) -> None:
         assert scope._run is not None
-        self.run: Lifecycle = scope._run
-        self.pool = self.run.pool
+        self.lifecycle: Lifecycle = scope._run
+        self.pool = self.lifecycle.pool
         self.hidden = False
         self.samples = self.looks_outside = 0
         self.most_in_use = self.most_waiting = self.most_backends = self.most_descriptors = 0
@@ -270,11 +269,9 @@ class Watch:
         self._looked = now
         self.stalls += now - before > STALL
         self.longest_stall = max(self.longest_stall, now - before)
-        for violation in self.pool.gate.violations():
-            self._findings.add(f"gate: not {violation}", repr(self._scope))
         stats = self._scope.stats()
-        if stats.borrows != ended(stats):
-            self._findings.add("borrows are not the sum of their outcomes", str(stats))
+        for wrong in unbalanced(self.lifecycle):
+            self._findings.add(wrong, f"{self._scope!r}, {stats}")
         self.most_in_use = max(self.most_in_use, stats.in_use)
         self.most_waiting = max(self.most_waiting, stats.waiting)
 

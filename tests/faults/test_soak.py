@@ -60,7 +60,7 @@ def test_a_soak_finds_a_connection_that_is_lost(tmp_path: Path) -> None:
     """A pool that forgets to take back one connection in fifty does not pass."""
     for folder in ("aiohttp_poolscope", "tests"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    pool = tmp_path / "aiohttp_poolscope" / "pool.py"
+    pool = tmp_path / "aiohttp_poolscope" / "pool" / "pool.py"
     before, found, after = pool.read_text().partition(BORROWED)
     assert found
     said, end, rest = after.partition('"""\n')
