@@ -6,6 +6,8 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from aiohttp_poolscope.gate import Outcome
+
 from .database import ACCOUNTS, OPENING
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ("Audit", "Watch", "print_tallies")
 
 _LOOK_EVERY = 0.03
-_OUTCOMES = ("lent", "timed_out", "refused", "shed", "client_gone", "cancelled", "failed")
+_OUTCOMES = tuple(outcome.value for outcome in Outcome)
 _EXPECTED = frozenset({"200", "409", "503", "101", "balance", "pool-exhausted", "queue-full"})
 """The answers of a service that is well, though it may be busy."""
 _ACTIVITY = """
