@@ -49,7 +49,7 @@ class Display:
     def show(self, tally: Tally, watch: Watch, served: Served, during: str) -> None:
         """One line; the times of reads are those since the last one."""
         reads, tally.reads = sorted(tally.reads), []
-        stats, elapsed = watch.run.stats(), time.monotonic() - self._begun
+        stats, elapsed = watch.lifecycle.stats(), time.monotonic() - self._begun
         parts = (
             clock(elapsed),
             f"{served.ends.total():,} requests: {outcomes(tally)}",
