@@ -20,6 +20,7 @@ from PIL import Image
 from playwright.async_api import async_playwright
 
 import aiohttp_poolscope as poolscope
+from aiohttp_poolscope.cli.arrivals import arrivals
 from aiohttp_poolscope.contrib.dashboard import setup_dashboard
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
 
@@ -107,11 +108,7 @@ class Service:
 
     async def load(self, duration: float, rate: float, slow: float = 0.0) -> None:
         """Requests at random, ``rate`` a second; of these the share ``slow`` takes most of a second."""
-        loop = asyncio.get_running_loop()
-        end, due = loop.time() + duration, loop.time()
-        while due < end:
-            due += random.expovariate(rate * (1.2 + 0.3 * random.random()))
-            await asyncio.sleep(max(0.0, due - loop.time()))
+        async for _ in arrivals(rate, random.Random(random.random()), duration):
             if random.random() < slow:
                 self.send("GET", f"/report?seconds={random.uniform(0.4, 0.9):.2f}")
             elif random.random() < 0.7:
@@ -148,7 +145,7 @@ async def story(browser: Browser, server: EmbeddedPostgres, only: set[str]) -> N
     """One service, from good days to its end."""
     service = Service(server.dsn)
     async with service.running():
-        usual = asyncio.create_task(service.load(600, 50, 0.01))
+        usual = asyncio.create_task(service.load(600, 67, 0.01))
         wide = await opened(browser, service.url, WIDE, "light")
         dark = await opened(browser, service.url, WIDE, "dark")
         narrow = await opened(browser, service.url, NARROW, "light")
@@ -165,7 +162,7 @@ async def story(browser: Browser, server: EmbeddedPostgres, only: set[str]) -> N
             await take(wide, "leak")
             await asyncio.sleep(6)
         if "saturated" in only:
-            more = asyncio.create_task(service.load(24, 80, 0.6))
+            more = asyncio.create_task(service.load(24, 108, 0.6))
             await asyncio.sleep(18)
             for page, name in ((wide, "saturated"), (narrow, "saturated-narrow")):
                 await shows(page, "saturated")

@@ -26,6 +26,7 @@ from yarl import URL
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
 from aiohttp_poolscope.pool import Lifecycle, observing
+from tests.kit.audit import left_behind
 
 # How long an example takes is the machine's affair.
 hypothesis.settings.register_profile("poolscope", deadline=None)
@@ -230,15 +231,7 @@ class Audit:
 
     def check(self, database: Database | None) -> None:
         for run in self.runs:
-            stats = run.stats()
-            assert run.pool.gate.violations() == []
-            assert (stats.size, stats.in_use, stats.waiting, stats.repairing) == (0, 0, 0, 0), stats
-            ended = (
-                stats.lent + stats.timed_out + stats.refused + stats.shed
-                + stats.client_gone + stats.cancelled + stats.failed
-            )  # fmt: skip
-            assert stats.borrows == ended, stats
-            assert stats.opened == stats.closed, stats
+            assert left_behind(run) == []
         if self.runs and database is not None and not self.allow_backends:
             end = time.monotonic() + DEADLINE
             while left := database.backends():

@@ -30,6 +30,7 @@ import aiopg
 from aiohttp import web
 
 import aiohttp_poolscope as poolscope
+from aiohttp_poolscope.cli.arrivals import arrivals
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
 from benchmarks.load.keepalive import Server
 
@@ -165,11 +166,10 @@ async def overload(candidate: str, dsn: str, rng: random.Random) -> Run:
 async def open_loop(server: Server, rate: float, seconds: float, rng: random.Random) -> Run:
     """Requests at random moments, whether or not the earlier ones have been answered."""
     requests: list[asyncio.Task[tuple[str, float]]] = []
-    begun = due = time.monotonic()
     late: list[float] = []
-    while (due := due + rng.expovariate(rate)) < begun + seconds:
-        await asyncio.sleep(max(0.0, due - time.monotonic()))
-        late.append(time.monotonic() - due)
+    loop = asyncio.get_running_loop()
+    async for due in arrivals(rate, rng, seconds):
+        late.append(loop.time() - due)
         requests.append(asyncio.create_task(server.ask(QUERY, PATIENCE)))
     answers = await asyncio.gather(*requests)
     served = [took for said, took in answers if said == "200"]

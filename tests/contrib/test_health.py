@@ -16,8 +16,8 @@ from aiohttp_poolscope.contrib import health
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
 from aiohttp_poolscope.contrib.health import setup_health
 from tests.conftest import DEADLINE, until
+from tests.kit.clients import head, read_answer
 from tests.kit.wire import wired
-from tests.load.clients import head, read_answer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -20,10 +20,10 @@ import pytest
 from aiohttp import web
 
 from tests.conftest import until
-from tests.load.clients import head, read_answer
+from tests.kit.clients import head, read_answer
+from tests.kit.load import DROPPED
 from tests.server.conftest import Server, alive, free_port, wait_for
 from tests.server.loaded import check_unnoticed, loaded
-from tests.server.traffic import DROPPED
 
 from .test_examples import EXAMPLES, load, none_left
 

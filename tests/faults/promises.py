@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from tests.conftest import BUSY, until
 
 if TYPE_CHECKING:
-    from .load import Result, Run
+    from tests.kit.load import Result, Run
+
     from .service import Running
 
 PATHS = {"/read": 5.0, "/write": 3.0, "/transfer": 3.0, "/slow/0.02": 1.0}

@@ -16,14 +16,13 @@ from yarl import URL
 
 import aiohttp_poolscope as poolscope
 from tests.conftest import until
-from tests.load.watch import ended
+from tests.kit.audit import left, quiet
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from aiohttp_poolscope.pool import Pool
-
-    from .load import Run
+    from aiohttp_poolscope.pool import Lifecycle, Pool
+    from tests.kit.load import Run
 
 ACCOUNTS, BALANCE = 10, 1000
 
@@ -91,10 +90,15 @@ class Running:
     direct: str
 
     @property
-    def pool(self) -> Pool:
+    def run(self) -> Lifecycle:
         """To look inside."""
         assert self.scope._run is not None
-        return self.scope._run.pool
+        return self.scope._run
+
+    @property
+    def pool(self) -> Pool:
+        """Likewise."""
+        return self.run.pool
 
     @property
     def name(self) -> str:
@@ -131,14 +135,9 @@ class Running:
 
     async def audit(self, patience: float = QUIET) -> None:
         """What must hold once the load has ended and the database is back."""
-        pool, gate, scope = self.pool, self.pool.gate, self.scope
-        await until(
-            lambda: gate.lent == gate.waiting == gate.repairing == gate.opening == pool.attached == 0, "quiet", patience
-        )
-        assert gate.violations() == []
-        stats = scope.stats()
-        assert stats.borrows == ended(stats), stats
-        assert (stats.in_use, stats.waiting, stats.repairing) == (0, 0, 0), stats
+        run, pool, scope = self.run, self.pool, self.scope
+        await until(lambda: quiet(run), "quiet", patience)
+        assert left(run) == []
         async with asyncio.timeout(2.0):
             await scope.check()
         await until(
@@ -146,7 +145,7 @@ class Running:
             "only a housekeeper",
         )
         await self._backends_are(
-            lambda found: len(found) <= stats.maxsize and {state for _, state in found} <= {"idle"}
+            lambda found: len(found) <= pool.gate.maxsize and {state for _, state in found} <= {"idle"}
         )
         assert await self.total() == ACCOUNTS * BALANCE
 

@@ -27,11 +27,12 @@ from aiohttp import web
 
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
+from tests.kit import load
+from tests.kit.child import child
 from tests.kit.wire import wired_to
 
 from .service import SCHEMA, application
 from .soak_audit import audit, audit_after
-from .soak_clients import child
 from .soak_faults import FAULTS, ROLE, Stage
 from .soak_report import Display, Report
 from .soak_watch import Complaints, Findings, Served, Tally, Watch, descriptors, rss
@@ -138,13 +139,12 @@ class Soak:
     async def _load(self) -> None:
         stage, rng, rate = self.stage, self.stage.rng, self.arguments.rate
         leaving = f"--rate={rate / 7}", f"--seed={rng.getrandbits(32)}"
-        load = {"rate": rate, "seed": rng.getrandbits(32), "patience": PATIENCE, "paths": json.dumps(PATHS)}
-        waiting = [f"--{name}={value}" for name, value in load.items()]
+        waiting = load.options(rate=rate, seed=rng.getrandbits(32), patience=PATIENCE, paths=PATHS)
         with Display(60 * self.arguments.minutes) as display:
             telling = asyncio.create_task(self._tell(display))
             async with (
                 child("tests.faults.soak_clients", stage.url, *leaving, hear=self._hear) as stage.leavers,
-                child("tests.faults.load", stage.url, *waiting, hear=self.tally.hear),
+                child(load.__name__, stage.url, *waiting, hear=self.tally.hear),
             ):
                 await self._break()
             telling.cancel()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from aiohttp_poolscope.connection import ScopedConnection
-from tests.load.watch import ended
+from tests.kit.audit import ended, left, left_behind, quiet
 
 from .service import ACCOUNTS, BALANCE
 from .soak_report import outcomes
@@ -38,17 +38,14 @@ async def comes_true(condition: Callable[[], Any], limit: float, pause: float = 
 
 async def audit(soak: Soak) -> None:
     """The load has ended: everything has come back."""
-    report, watch, scope, pool = soak.report, soak.watch, soak.stage.scope, soak.watch.pool
-    gate = pool.gate
+    report, watch, scope, run = soak.report, soak.watch, soak.stage.scope, soak.watch.lifecycle
     # What a fault has leaked shortly before the end is taken back when its max_lease is over.
-    left = soak.stage.leaked_at + (scope.config.max_lease or 0.0) - time.monotonic()
-    quiet = await comes_true(
-        lambda: gate.lent == gate.waiting == gate.repairing == gate.opening == pool.attached == 0,
-        max(0.0, left) + QUIET,
-    )
+    held = soak.stage.leaked_at + (scope.config.max_lease or 0.0) - time.monotonic()
+    back = await comes_true(lambda: quiet(run), max(0.0, held) + QUIET)
     stats = scope.stats()
     _tell_requests(soak)
-    report.tell("back", f"{stats.in_use} in use, {stats.waiting} waiting, {stats.repairing} repairing", ok=quiet)
+    shown = f"{stats.in_use} in use, {stats.waiting} waiting, {stats.repairing} repairing"
+    report.tell("back", ", ".join([shown, *left(run)]), ok=back and not left(run))
     report.tell("borrows", f"{stats.borrows:,} = {ended(stats):,} outcomes", ok=stats.borrows == ended(stats))
     wrong = watch.ledger.differences()
     report.tell("events", f"{watch.ledger.events:,}, other than counted: {wrong or 'none'}", ok=not wrong)
@@ -64,8 +61,8 @@ async def audit(soak: Soak) -> None:
             report.tell("check", f"{1000 * await scope.check():.1f} ms", ok=True)
     except Exception as error:  # noqa: BLE001 - whatever it is
         report.tell("check", repr(error), ok=False)
-    names = sorted(task.get_name() for task in pool.tasks)
-    housekeeper = await comes_true(lambda: [t.get_name() for t in pool.tasks] == ["poolscope db: housekeeper"], 5.0)
+    names = sorted(task.get_name() for task in run.pool.tasks)
+    housekeeper = await comes_true(lambda: [t.get_name() for t in run.pool.tasks] == ["poolscope db: housekeeper"], 5.0)
     report.tell("tasks of the pool", ", ".join(names), ok=housekeeper)
     await _tell_backends(soak)
     _tell_data(soak)
@@ -159,4 +156,5 @@ async def audit_after(soak: Soak, before: tuple[set[str], int]) -> None:
     report.tell("descriptors after the cleanup", kept, ok=ok)
     report.tell("tasks after the cleanup", f"{tasks}, before it all {before[1]}", ok=tasks <= before[1])
     stats = watch.lifecycle.stats()
-    report.tell("connections", f"opened {stats.opened:,}, closed {stats.closed:,}", ok=stats.opened == stats.closed)
+    counted = f"opened {stats.opened:,}, closed {stats.closed:,}"
+    report.tell("connections", counted, ok=not left_behind(watch.lifecycle))

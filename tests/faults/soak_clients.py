@@ -9,64 +9,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import itertools
 import os
 import random
-import resource
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from tests.load.clients import MOMENTS, ask_and_leave
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+from tests.kit.child import BEGUN, parent
+from tests.kit.clients import MOMENTS, ask_and_leave
 
 PATHS = ("/read", "/write", "/transfer", "/stream", "/slow/0.3", "/slow/2", "/hold/0.3")
 
 AT_ONCE = 50
 """Clients of a storm that are there at one time."""
-
-BEGUN = b"begun\n"
-
-
-@contextlib.asynccontextmanager
-async def child(
-    module: str, *arguments: object, hear: Callable[[bytes], None]
-) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A Python module that runs until its standard input ends. ``hear`` gets its lines.
-
-    In a session of its own: a Ctrl-C is for whoever reads the table, and it is he who ends the clients.
-    """
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", module, *map(str, arguments)),
-        stdin=pipe,
-        stdout=pipe,
-        start_new_session=True,
-        cwd=Path(__file__).parents[2],
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        assert await process.stdout.readline() == BEGUN
-        reading = asyncio.create_task(_read(process.stdout, hear))
-        try:
-            yield process
-        finally:
-            process.stdin.close()
-            await reading
-            await process.wait()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-
-
-async def _read(lines: asyncio.StreamReader, hear: Callable[[bytes], None]) -> None:
-    async for line in lines:
-        hear(line)
 
 
 class Leavers:
@@ -107,11 +60,9 @@ class Leavers:
 async def main(arguments: argparse.Namespace) -> None:
     """Leave, until there is nobody to leave."""
     leavers = Leavers(int(arguments.url.rpartition(":")[2]), arguments.seed)
-    commands = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
+    commands = await parent()
     trickle = asyncio.create_task(leavers.trickle(arguments.rate))
-    sys.stdout.buffer.write(BEGUN)
-    sys.stdout.flush()
+    print(BEGUN, end="", flush=True)
     async for line in commands:
         await leavers.storm(int(line))
         print("over", flush=True)
@@ -125,6 +76,4 @@ if __name__ == "__main__":
     parser.add_argument("url", help="http://127.0.0.1:PORT")
     parser.add_argument("--rate", type=float, default=15.0, help="clients a second")
     parser.add_argument("--seed", type=int, default=0)
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     asyncio.run(main(parser.parse_args()))

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tests.kit import load
+from tests.kit.child import child
+
 from .servers import crash, fill_slots, kill_backends, restart
-from .soak_clients import AT_ONCE, child
+from .soak_clients import AT_ONCE
 
 if TYPE_CHECKING:
     import random
 
     from aiohttp_poolscope import PoolScope
     from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres
+    from tests.kit.child import Child
     from tests.kit.wire import Wire
 
     from .soak_watch import Tally
@@ -39,7 +42,7 @@ class Stage:
     scope: PoolScope = field(init=False)
     url: str = field(init=False)
     tally: Tally = field(init=False)
-    leavers: asyncio.subprocess.Process = field(init=False)
+    leavers: Child = field(init=False)
     storm_over: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -196,18 +199,16 @@ async def leaked(stage: Stage) -> None:
 
 async def storm(stage: Stage) -> None:
     """Hundreds of clients come and leave."""
-    assert stage.leavers.stdin is not None
     stage.storm_over.clear()
-    stage.leavers.stdin.write(b"%d\n" % (AT_ONCE * stage.rng.randint(4, 12)))
+    stage.leavers.tell(str(AT_ONCE * stage.rng.randint(4, 12)))
     async with asyncio.timeout(60.0):
         await stage.storm_over.wait()
 
 
 async def burst(stage: Stage) -> float:
     """More requests come than can be served."""
-    options = {"rate": 800, "seed": stage.rng.getrandbits(32), "patience": 5, "paths": json.dumps(BURST)}
-    arguments = [f"--{name}={value}" for name, value in options.items()]
-    async with child("tests.faults.load", stage.url, *arguments, hear=stage.tally.hear):
+    arguments = load.options(rate=800, seed=stage.rng.getrandbits(32), patience=5, paths=BURST)
+    async with child(load.__name__, stage.url, *arguments, hear=stage.tally.hear):
         await stage.some_time(0.7, 1.5)
         return time.monotonic()
 

@@ -20,9 +20,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import psycopg2
 
-from tests.load.watch import Ledger, ended
-
-from .load import DROPPED, NOT_CONNECTED, Result
+from tests.kit.audit import Ledger, unbalanced
+from tests.kit.load import DROPPED, NOT_CONNECTED, Result
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -270,11 +269,9 @@ class Watch:
         self._looked = now
         self.stalls += now - before > STALL
         self.longest_stall = max(self.longest_stall, now - before)
-        for violation in self.pool.gate.violations():
-            self._findings.add(f"gate: not {violation}", repr(self._scope))
         stats = self._scope.stats()
-        if stats.borrows != ended(stats):
-            self._findings.add("borrows are not the sum of their outcomes", str(stats))
+        for wrong in unbalanced(self.lifecycle):
+            self._findings.add(wrong, f"{self._scope!r}, {stats}")
         self.most_in_use = max(self.most_in_use, stats.in_use)
         self.most_waiting = max(self.most_waiting, stats.waiting)
 

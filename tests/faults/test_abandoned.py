@@ -119,7 +119,7 @@ async def leaving(served: Any, *leavers: tuple[str, Leaving], method: str = "GET
     with contextlib.ExitStack() as stack:
         asking = []
         for path, how in leavers:
-            sent = clients.request(path, "Content-Length: 0", method=method)
+            sent = clients.head(path, method, Content_Length=0)
             asking.append((stack.enter_context(clients.client(served.port, sent)), how))
         yield
         for connected, how in asking:

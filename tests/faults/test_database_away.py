@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.conftest import until
+from tests.kit.load import load
 from tests.kit.wire import wired_to
 
-from .load import load
 from .promises import DEAD, PATHS, kept, more, recovered, warm
 from .servers import crash, restart
 

@@ -11,9 +11,9 @@ import pytest
 
 from aiohttp_poolscope import DatabaseUnavailable
 from tests.conftest import until
+from tests.kit.load import load
 from tests.kit.wire import ask, driving, linked, wired_to
 
-from .load import load
 from .promises import PATHS, dead, kept, more, recovered, warm
 from .servers import kill_backends
 

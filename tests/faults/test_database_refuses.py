@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import until
+from tests.kit.load import load
 from tests.kit.wire import wired_to
 
-from .load import load
 from .promises import PATHS, SHED, dead, kept, more, recovered, warm
 from .servers import fill_disk, fill_slots, in_thread, kill_backends
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.conftest import BUSY, until
+from tests.kit.load import load
 from tests.kit.wire import wired_to
 
-from .load import load
 from .promises import PATHS, SHED, kept, more, recovered, warm
 
 if TYPE_CHECKING:

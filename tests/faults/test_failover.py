@@ -10,17 +10,18 @@ import pytest
 
 from aiohttp_poolscope.pool import roles
 from tests.conftest import until
+from tests.kit.load import load
 from tests.kit.wire import wired_to
 
-from .load import load
 from .promises import kept
 from .replication import Pair, through
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.kit.load import Run
+
     from .conftest import Service
-    from .load import Run
     from .service import Running
 
 LOAD: dict[str, Any] = {"rate": 100, "paths": {"/write": 2, "/transfer": 1, "/read": 1}, "patience": 12.0}

@@ -13,9 +13,9 @@ import pytest
 from aiohttp import web
 
 from tests.conftest import Serve, until
+from tests.kit.load import DROPPED, GAVE_UP, NOT_CONNECTED, load
 from tests.kit.wire import Wire, wired_to
 
-from .load import DROPPED, GAVE_UP, NOT_CONNECTED, load
 from .servers import _full_device, crash, fill_disk, fill_slots, kill_backends, restart
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import pytest
 from aiohttp_poolscope.errors import DatabaseUnavailable, QueryTimeout
 from tests.conftest import BUSY, Database, until
 from tests.kit.bouncer import PgBouncer, needed
+from tests.kit.load import load
 
-from .load import load
 from .promises import PATHS, kept, recovered, warm
 from .servers import restart
 

@@ -15,9 +15,9 @@ from aiohttp import web
 
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope.pool import housekeeper, roles
+from tests.kit.load import load
 from tests.kit.wire import wired_to
 
-from .load import load
 from .promises import SHED
 from .replication import Pair
 from .service import Running, application

@@ -9,8 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from tests.conftest import Served
-
-from .clients import Socket
+from tests.kit.clients import Socket
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from aiohttp import web
 
 import aiohttp_poolscope as poolscope
 from tests.conftest import Database, Serve, until
+from tests.kit.clients import MOMENTS, ask, ask_and_leave, head, read_answer, reset
 
-from .clients import MOMENTS, ask, ask_and_leave, head, read_answer, reset
 from .watch import Watch
 
 if TYPE_CHECKING:

@@ -15,9 +15,10 @@ import pytest
 from aiohttp import web
 
 import aiohttp_poolscope as poolscope
+from aiohttp_poolscope.cli.arrivals import arrivals
 from tests.conftest import Database, Serve, until
+from tests.kit.clients import ask, head, read_answer, reset
 
-from .clients import ask, head, read_answer, reset
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -205,11 +206,8 @@ async def test_an_overload_is_over_when_it_is_over(dsn: str, database: Database,
     scope = poolscope.setup(app, dsn, minsize=maxsize, maxsize=maxsize)
     app.router.add_get("/", work)
     async with serve(app, access_log=None) as served, Watch(scope, database) as watch:
-        begun, clients, due = time.monotonic(), [], 0.0
-        while due < duration:  # an open loop: they come whether or not those before them were served
-            await asyncio.sleep(max(0.0, begun + due - time.monotonic()))
-            clients.append(asyncio.create_task(impatient()))
-            due += rng.expovariate(3 * capacity)
+        begun = time.monotonic()
+        clients = [asyncio.create_task(impatient()) async for _ in arrivals(3 * capacity, rng, duration)]
         took = time.monotonic() - begun
         after = []
         for _ in range(20):

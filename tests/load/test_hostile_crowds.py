@@ -14,8 +14,8 @@ from aiohttp import web
 
 import aiohttp_poolscope as poolscope
 from tests.conftest import Database, Serve, Served, until
+from tests.kit.clients import head, read_answer, reset
 
-from .clients import head, read_answer, reset
 from .watch import Watch
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from aiohttp import web
 
 import aiohttp_poolscope as poolscope
-from tests.load.clients import Answer, head, read_answer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from tests.conftest import Served
+    from tests.kit.clients import Answer
 
 SOON = 10.0
 """Seconds: far more than any of these ends may take, far less than aiohttp would wait for a handler that is stuck."""
@@ -126,13 +126,3 @@ def refused(answer: Answer) -> bool:
         and answer.headers.get("connection", "").lower() == "close"
         and int(answer.headers["retry-after"]) >= 1
     )
-
-
-async def ask_kept(port: int, path: str) -> Answer:
-    """As a client that would like to keep its connection."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        writer.write(head(path))
-        return await read_answer(reader)
-    finally:
-        writer.close()

@@ -10,9 +10,9 @@ from aiohttp import web
 
 import aiohttp_poolscope as poolscope
 from tests.conftest import BUSY, until
-from tests.load.clients import ask, head, read_answer
+from tests.kit.clients import ask, head, read_answer
 
-from .ending import STUCK, App, ask_kept, ending, good, refused
+from .ending import STUCK, App, ending, good, refused
 
 if TYPE_CHECKING:
     from tests.conftest import Serve
@@ -24,9 +24,9 @@ async def test_what_is_in_flight_is_answered_and_what_waits_is_refused(
     """S1: the running handler answers in full; who waits for a connection hears 503 at once and may go elsewhere."""
     app = App(dsn, maxsize=1)
     async with serve(app.web, handler_cancellation=cancellation, shutdown_timeout=STUCK) as served:
-        running = asyncio.create_task(ask_kept(served.port, "/hold"))
+        running = asyncio.create_task(ask(served.port, "/hold", keep=True))
         await until(lambda: app.started == ["hold"])
-        waiting = [asyncio.create_task(ask_kept(served.port, "/quick")) for _ in range(5)]
+        waiting = [asyncio.create_task(ask(served.port, "/quick", keep=True)) for _ in range(5)]
         await until(lambda: app.scope.stats().waiting == 5)
         async with ending(served) as end:
             for each in waiting:
@@ -171,7 +171,7 @@ async def test_drain_begun_by_hand(dsn: str, serve: Serve) -> None:
         writer.write(head("/quick"))
         assert refused(await read_answer(reader))
         writer.close()
-        assert refused(await ask_kept(served.port, "/quick"))
+        assert refused(await ask(served.port, "/quick", keep=True))
         assert (await ask(served.port, "/nowhere")).status == 404
         async with ending(served):
             pass

@@ -13,9 +13,9 @@ from aiohttp import WSMsgType, web
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope.pool.holders import holders
 from tests.conftest import until
-from tests.load.clients import ask, head, reset
+from tests.kit.clients import ask, head, reset
 
-from .ending import SOON, STUCK, App, ask_kept, ending, good, refused
+from .ending import SOON, STUCK, App, ending, good, refused
 
 if TYPE_CHECKING:
     from tests.conftest import Database, Serve
@@ -143,7 +143,7 @@ async def test_who_waits_for_a_database_that_is_silent_is_refused(serve: Serve) 
     app = App(f"postgresql://127.0.0.1:{port}/x?sslmode=disable", connect_at_start=False, connect_timeout=STUCK,
               acquire_timeout=STUCK)  # fmt: skip
     async with silent, serve(app.web, shutdown_timeout=STUCK) as served:
-        waiting = [asyncio.create_task(ask_kept(served.port, "/quick")) for _ in range(3)]
+        waiting = [asyncio.create_task(ask(served.port, "/quick", keep=True)) for _ in range(3)]
         await until(lambda: app.scope.stats().waiting == 3)
         async with ending(served):
             for each in waiting:

@@ -174,7 +174,7 @@ async def test_cancel_abandoned_cancels_once(dsn: str, serve: Serve) -> None:
     scope = poolscope.setup(app, dsn, maxsize=1, cancel_abandoned=True)
     app.router.add_get("/", handler)
     async with serve(app) as served, asyncio.timeout(DEADLINE):
-        with clients.client(served.port, clients.request()):
+        with clients.client(served.port, clients.head()):
             await inside.wait()
         await cleaning.wait()
         for _ in range(2):

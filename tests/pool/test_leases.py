@@ -243,7 +243,7 @@ async def test_request_ids_are_checked(dsn: str, serve: Serve, sent: bytes, show
     scope = poolscope.setup(app, dsn)
     app.router.add_get("/", handler)
     async with serve(app) as served:
-        head = clients.request("/", "Connection: close").removesuffix(b"\r\n")
+        head = clients.head("/", Connection="close").removesuffix(b"\r\n")
         reader, writer = await served.raw(head + b"X-Request-ID: " + sent + b"\r\n\r\n")
         status = (await reader.read())[9:12]
         writer.close()
@@ -285,7 +285,7 @@ async def test_the_balance_of_the_numbers(dsn: str, serve: Serve, cancellation: 
         before = scope.stats()
         statuses = await asyncio.gather(*[served.status() for _ in range(40)])
         for _ in range(5):
-            with clients.client(served.port, clients.request()):
+            with clients.client(served.port, clients.head()):
                 pass
         await until(lambda: not (scope.stats().in_use or scope.stats().waiting), "quiet")
         stats = scope.stats()

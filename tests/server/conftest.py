@@ -133,9 +133,9 @@ class Server:
         return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
     @property
-    def began(self) -> set[str]:
+    def began(self) -> set[int]:
         """The requests of the traffic that have reached the application."""
-        return set(re.findall(r"^began (\S+)$", self.output, re.MULTILINE))
+        return {int(each) for each in re.findall(r"^began (\d+)$", self.output, re.MULTILINE)}
 
     def drained(self) -> list[Drained]:
         """What it has said about its drains."""

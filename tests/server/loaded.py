@@ -11,8 +11,10 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from tests.kit.load import DROPPED, NOT_CONNECTED
+
 from .conftest import wait_for
-from .traffic import DROPPED, REFUSED, Traffic, traffic
+from .traffic import Traffic, traffic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +53,7 @@ def check(run: Load, *servers: Server) -> None:
         seen = clients.statuses()
         unseen = clients.unseen(*servers)
         print(
-            f"sent {len(clients.results)}, 200: {seen[200]}, 503: {seen[503]}, refused {seen[REFUSED]}, "
+            f"sent {len(clients.results)}, 200: {seen[200]}, 503: {seen[503]}, refused {seen[NOT_CONNECTED]}, "
             f"unseen {len(unseen)} ({sum(each.used for each in unseen)} on a used connection), "
             f"lost {len(clients.lost(*servers))}"
         )

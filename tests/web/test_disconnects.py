@@ -58,7 +58,7 @@ async def test_a_client_leaves_the_queue(dsn: str, serve: Serve, cancellation: b
     it = watched(dsn)
     async with serve(it.app, handler_cancellation=cancellation) as served:
         async with it.scope.acquire():
-            with clients.client(served.port, clients.request("/gone")) as connected:
+            with clients.client(served.port, clients.head("/gone")) as connected:
                 await until(lambda: it.scope.stats().waiting == 1, "a place in the queue")
                 clients.leave(connected, how)
             await until(lambda: it.scope.stats().waiting == 0, "the end of its place")
@@ -74,7 +74,7 @@ async def test_outcomes_by_mode(dsn: str, serve: Serve, cancellation: bool) -> N
     """aiohttp's default leaves the handler alone: the client is gone; with handler_cancellation: it is cancelled."""
     it = watched(dsn)
     async with serve(it.app, handler_cancellation=cancellation) as served, it.scope.acquire():
-        with clients.client(served.port, clients.request("/gone")):
+        with clients.client(served.port, clients.head("/gone")):
             await until(lambda: it.scope.stats().waiting == 1, "a place in the queue")
         await until(it.ended, "its end")
         assert (it.scope.stats().client_gone, it.scope.stats().cancelled) == ((0, 1) if cancellation else (1, 0))
@@ -89,7 +89,7 @@ async def test_the_living_are_served_among_the_dead(dsn: str, serve: Serve, canc
             leaving = []
             for number in range(20):
                 staying.append(asyncio.create_task(served.get(f"/stays-{number}")))
-                leaving.append(await served.raw(clients.request("/leaves")))
+                leaving.append(await served.raw(clients.head("/leaves")))
             await until(lambda: it.scope.stats().waiting == 40, "forty places")
             for _, writer in leaving:
                 writer.close()
@@ -135,7 +135,7 @@ async def test_each_check_is_enough(
     it = watched(dsn, queue_target=None)
     async with serve(it.app) as served:
         async with it.scope.acquire():
-            with clients.client(served.port, clients.request("/gone")) as connected:
+            with clients.client(served.port, clients.head("/gone")) as connected:
                 await until(lambda: it.scope.stats().waiting == 1, "a place in the queue")
                 clients.leave(connected, how)
             await until(lambda: it.arrived[0].transport is None, "the server's notice of it")
@@ -155,7 +155,7 @@ async def test_left_between_the_hand_over_and_the_handler(
     it = watched(dsn)
     async with serve(it.app, handler_cancellation=cancellation) as served:
         holder = await it.scope.acquire()
-        with clients.client(served.port, clients.request("/gone")):
+        with clients.client(served.port, clients.head("/gone")):
             await until(lambda: it.scope.stats().waiting == 1, "a place in the queue")
             holder.release()
             assert (it.scope.stats().in_use, it.scope.stats().waiting) == (1, 0)  # handed over, not yet taken
@@ -174,7 +174,7 @@ async def test_a_closing_transport_is_gone_already_at_hand_over(dsn: str, serve:
     it = watched(dsn, queue_target=None)
     async with serve(it.app) as served:
         holder = await it.scope.acquire()
-        with clients.client(served.port, clients.request("/gone")):
+        with clients.client(served.port, clients.head("/gone")):
             await until(lambda: it.scope.stats().waiting == 1, "a place in the queue")
             asked = asyncio.create_task(served.get("/next"))
             await until(lambda: it.scope.stats().waiting == 2, "another behind it")
@@ -198,7 +198,7 @@ async def test_left_while_a_hook_made_the_connection_ready(dsn: str, serve: Serv
 
     it = watched(dsn, on_acquire=ready)
     async with serve(it.app) as served:
-        with clients.client(served.port, clients.request("/gone")):
+        with clients.client(served.port, clients.head("/gone")):
             await begun.wait()
         await until(lambda: not it.scope.stats().in_use, "the connection's return")
         assert await served.get("/next") == (200, "1")
@@ -221,7 +221,7 @@ async def test_left_while_the_transaction_began(dsn: str, serve: Serve, monkeypa
     it = watched(dsn)
     it.app.router.add_get("/in/{name}", poolscope.transactional(it.handler))
     async with serve(it.app) as served:
-        with clients.client(served.port, clients.request("/in/gone")):
+        with clients.client(served.port, clients.head("/in/gone")):
             await until(lambda: it.arrived and not it.scope.stats().in_use, "the connection's return")
         assert await served.get("/in/next") == (200, "1")
         assert it.ran == ["/in/next"]
@@ -245,7 +245,7 @@ async def test_a_running_handler_still_borrows_when_its_client_has_left(dsn: str
     app.router.add_get("/", handler)
     async with serve(app) as served:
         async with scope.acquire():
-            with clients.client(served.port, clients.request()):
+            with clients.client(served.port, clients.head()):
                 await inside.wait()
             await left.wait()
             await until(lambda: scope.stats().waiting == 1, "its place in the queue")
@@ -275,7 +275,7 @@ async def test_a_second_connection_inside_a_handler_ignores_the_transport_too(ds
     app.router.add_get("/", handler)
     async with serve(app) as served:
         async with scope.acquire():
-            with clients.client(served.port, clients.request()):
+            with clients.client(served.port, clients.head()):
                 await inside.wait()
             await until(lambda: scope.stats().waiting == 1, "its place in the queue")
         async with asyncio.timeout(5):
@@ -301,8 +301,8 @@ async def test_cancel_abandoned(dsn: str, serve: Serve) -> None:
     app.router.add_route("*", "/", handler)
     async with serve(app) as served:
         with (
-            clients.client(served.port, clients.request(method="GET")),
-            clients.client(served.port, clients.request("/", "Content-Length: 0", method="POST")),
+            clients.client(served.port, clients.head()),
+            clients.client(served.port, clients.head("/", "POST", Content_Length=0)),
         ):
             await until(lambda: scope.stats().in_use == 2, "both")
         await until(lambda: len(ended) == 2, "both ends")

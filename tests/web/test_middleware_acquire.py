@@ -208,14 +208,16 @@ async def test_auto_is_eager_when_the_body_came_along(dsn: str, serve: Serve) ->
     poolscope.setup(app, dsn)
     app.router.add_post("/", tells)
     async with serve(app) as served:
-        sent = clients.request("/", "Content-Length: 5", "Connection: close", method="POST") + b"hello"
+        sent = clients.head("/", "POST", Content_Length=5, Connection="close") + b"hello"
         reader, writer = await served.raw(sent)
         assert (await reader.read()).endswith(b"eager")
         writer.close()
 
 
-@pytest.mark.parametrize("framing", ["Content-Length: 10", "Transfer-Encoding: chunked"])
-async def test_auto_holds_nothing_while_a_body_dribbles_in(dsn: str, serve: Serve, framing: str) -> None:
+@pytest.mark.parametrize(
+    "framing", [{"Content_Length": 10}, {"Transfer_Encoding": "chunked"}], ids=["length", "chunked"]
+)
+async def test_auto_holds_nothing_while_a_body_dribbles_in(dsn: str, serve: Serve, framing: dict[str, Any]) -> None:
     """A12: twenty slow uploads pin none of two connections; each borrows when its body has come and it asks."""
     inside = 0
 
@@ -228,12 +230,12 @@ async def test_auto_holds_nothing_while_a_body_dribbles_in(dsn: str, serve: Serv
     scope = poolscope.setup(app, dsn, maxsize=2, acquire_timeout=0.5)
     app.router.add_post("/", handler)
     async with serve(app) as served:
-        head = clients.request("/", framing, "Connection: close", method="POST")
+        head = clients.head("/", "POST", **framing, Connection="close")
         uploads = [await served.raw(head) for _ in range(20)]
         await until(lambda: inside == 20, "twenty uploads under way")
         assert (scope.stats().in_use, scope.stats().waiting) == (0, 0)
         assert await scope.fetchval("SELECT 1") == 1
-        rest = b"0123456789" if framing.startswith("Content") else b"a\r\n0123456789\r\n0\r\n\r\n"
+        rest = b"0123456789" if "Content_Length" in framing else b"a\r\n0123456789\r\n0\r\n\r\n"
         for reader, writer in uploads:
             writer.write(rest)
             assert (await reader.read()).endswith(b"lazy")
@@ -247,7 +249,7 @@ async def test_eager_borrows_even_before_the_body(dsn: str, serve: Serve) -> Non
     scope = poolscope.setup(app, dsn, acquire="eager", maxsize=1)
     app.router.add_post("/", tells)
     async with serve(app) as served:
-        reader, writer = await served.raw(clients.request("/", "Content-Length: 1", "Connection: close", method="POST"))
+        reader, writer = await served.raw(clients.head("/", "POST", Content_Length=1, Connection="close"))
         await until(lambda: scope.stats().in_use == 1, "the eager borrow")
         writer.write(b"x")
         assert (await reader.read()).endswith(b"eager")
@@ -261,7 +263,7 @@ async def test_auto_borrows_nothing_for_an_upgrade(dsn: str, serve: Serve) -> No
     app.router.add_get("/", tells)
     async with serve(app) as served:
         reader, writer = await served.raw(
-            clients.request("/", "Connection: upgrade", "Upgrade: something/1", "Content-Length: 0")
+            clients.head("/", Connection="upgrade", Upgrade="something/1", Content_Length=0)
         )
         async with asyncio.timeout(5):
             await reader.readuntil(b"\r\n\r\nlazy")

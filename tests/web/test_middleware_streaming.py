@@ -176,7 +176,7 @@ async def test_a_slow_reader_of_an_answer_pins_nothing(dsn: str, serve: Serve, t
     app.router.add_get("/", handler)
     async with serve(app, shutdown_timeout=0.1) as served:
         leases = scope.stats().lease.count
-        with clients.client(served.port, clients.request()):
+        with clients.client(served.port, clients.head()):
             await until(lambda: scope.stats().lease.count > leases, "the end of the lease")
             assert scope.stats().in_use == 0
             assert await scope.fetchval("SELECT 1") == 1

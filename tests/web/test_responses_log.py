@@ -138,7 +138,7 @@ async def test_a_client_that_left_is_499_in_the_access_log(
     app.router.add_get("/{name}", handler)
     async with serve(app) as served:
         async with scope.acquire():
-            with clients.client(served.port, clients.request("/gone")) as connected:
+            with clients.client(served.port, clients.head("/gone")) as connected:
                 await until(lambda: scope.stats().waiting == 1, "its place in the queue")
                 clients.leave(connected, how)
             await until(lambda: scope.stats().client_gone == 1, "its end in the queue")

@@ -8,6 +8,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from aiohttp_poolscope.cli.arrivals import arrivals
+
 if TYPE_CHECKING:
     import random
     from collections.abc import Awaitable, Callable
@@ -136,7 +138,7 @@ class Phases:
 
     async def _open_loop(self, rate: float, seconds: float, visit: Callable[[], Awaitable[None]]) -> None:
         loop = asyncio.get_running_loop()
-        begun = due = loop.time()
+        end = loop.time() + seconds
         room = asyncio.Semaphore(MOST)
 
         async def one() -> None:
@@ -146,10 +148,9 @@ class Phases:
                 room.release()
 
         async with asyncio.TaskGroup() as group:
-            while (due := due + self._chance.expovariate(rate)) < begun + seconds:
-                await asyncio.sleep(max(0.0, due - loop.time()))
+            async for _ in arrivals(rate, self._chance, seconds):
                 await room.acquire()
-                if loop.time() > begun + seconds + LATE:  # they do not come back: who could not be sent is not
+                if loop.time() > end + LATE:  # they do not come back: who could not be sent is not
                     room.release()
                     break
                 group.create_task(one())
