@@ -7,12 +7,12 @@ how many there were.
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import asdict, fields
 from logging import DEBUG, ERROR, INFO, WARNING
 from typing import TYPE_CHECKING, Any
 
 from . import events as ev
+from .clock import SYSTEM
 from .errors import DatabaseUnavailable
 
 if TYPE_CHECKING:
@@ -36,9 +36,8 @@ class LogLimiter:
     def __init__(self) -> None:
         self._last: dict[Hashable, tuple[float, int]] = {}
 
-    def suffix(self, kind: Hashable) -> str | None:
+    def suffix(self, kind: Hashable, now: float) -> str | None:
         """What to add to the line: how many were left out since the last one. None: leave this one out, too."""
-        now = time.monotonic()
         last, left_out = self._last.get(kind, (float("-inf"), 0))
         if now - last < QUIET:
             self._last[kind] = (last, left_out + 1)
@@ -62,7 +61,7 @@ def structured(event: Event) -> dict[str, Any]:
 
 def log_callback_error(pool: str, kind: str, error: BaseException) -> None:
     """A callback has raised."""
-    more = _limiter.suffix((pool, "callback"))
+    more = _limiter.suffix((pool, "callback"), SYSTEM.monotonic())
     if more is not None:
         logger.error("pool %r: a callback failed at %r%s", pool, kind, more, exc_info=error)
 
@@ -72,7 +71,7 @@ def write(event: Event) -> None:
     level, words = _WORDS[type(event)](event)
     if not logger.isEnabledFor(level):
         return
-    more = _limiter.suffix((event.pool, event.kind)) if type(event) in LIMITED else ""
+    more = _limiter.suffix((event.pool, event.kind), event.monotonic) if type(event) in LIMITED else ""
     if more is None:
         return
     error = getattr(event, "error", None)

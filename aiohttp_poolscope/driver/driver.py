@@ -12,6 +12,7 @@ import aiopg
 import psycopg2
 import psycopg2.extras
 
+from aiohttp_poolscope.clock import SYSTEM
 from aiohttp_poolscope.errors import ConfigError, DatabaseUnavailable
 
 from .errors import in_words
@@ -21,6 +22,7 @@ from .search import Search
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from aiohttp_poolscope.clock import Clock
     from aiohttp_poolscope.config import PoolConfig
 
     from .address import Target
@@ -47,10 +49,11 @@ class Driver:
     hold no idle connection, and are closed when the last link has gone.
     """
 
-    def __init__(self, config: PoolConfig, application_name: str) -> None:
+    def __init__(self, config: PoolConfig, application_name: str, clock: Clock = SYSTEM) -> None:
         self.on_read_only_error: Callable[[Link], None] | None = None
         self._config = config
-        self._search = Search(config)
+        self._clock = clock
+        self._search = Search(config, clock)
         self._generation = 0
         self._pools: dict[tuple[object, ...], aiopg.Pool] = {}
         self._check_interval = config.abandon_interval is not None
@@ -62,7 +65,7 @@ class Driver:
         """Connect to where this says from now on."""
         before, self._config = self._config, config
         if (before.hosts, before.target, before.params) != (config.hosts, config.target, config.params):
-            self._search = Search(config)
+            self._search = Search(config, self._clock)
             self._generation += 1
         self._params = dict(config.params)
         # What could make libpq change to a second socket, which aiopg would never see.
@@ -180,7 +183,7 @@ class Driver:
                 enable_hstore=self._config.hstore,
                 **params,
             )
-        link = Link(await pool.acquire(), pool, target, self._rows, pgbouncer=self._config.pgbouncer)
+        link = Link(await pool.acquire(), pool, target, self._rows, pgbouncer=self._config.pgbouncer, clock=self._clock)
         link.generation = generation
         # Of a standby that was looked for, or in sessions that are read-only anyway, nobody expects to write.
         if not self._config.readonly and self._config.target in ("any", "primary"):

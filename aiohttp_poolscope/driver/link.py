@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import psycopg2
@@ -12,6 +11,7 @@ import psycopg2.extensions
 import psycopg2.sql
 from aiopg.utils import ClosableQueue
 
+from aiohttp_poolscope.clock import SYSTEM
 from aiohttp_poolscope.errors import ConnectionBusy, DatabaseUnavailable, PoolScopeError, QueryTimeout
 from aiohttp_poolscope.sql.session import needs_session
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import aiopg
+
+    from aiohttp_poolscope.clock import Clock
 
     from .address import Target
 
@@ -93,6 +95,7 @@ class Link:
         "_factory",
         "_late",
         "_loop",
+        "_now",
         "_owner",
         "aio",
         "cancelling",
@@ -112,7 +115,14 @@ class Link:
     )
 
     def __init__(
-        self, aio: aiopg.Connection, owner: aiopg.Pool, target: Target, rows: Any = None, *, pgbouncer: bool = False
+        self,
+        aio: aiopg.Connection,
+        owner: aiopg.Pool,
+        target: Target,
+        rows: Any = None,
+        *,
+        pgbouncer: bool = False,
+        clock: Clock = SYSTEM,
     ) -> None:
         self.aio: Any = aio
         self.raw: Any = aio.raw
@@ -129,6 +139,7 @@ class Link:
         self.closing_error: PoolScopeError | None = None
         self._owner: aiopg.Pool | None = owner
         self._loop = asyncio.get_running_loop()
+        self._now = clock.monotonic
         self._factory: dict[str, Any] = {"cursor_factory": rows} if rows else {}
         self._cursor: Any = None
         self.cancelling: asyncio.Future[None] | None = None
@@ -276,7 +287,7 @@ class Link:
         if not self.closed and (self.cancelling is not None or self.raw.isexecuting()):
             await self.cancel_and_wait()
         aio._waiter = waiter = self._loop.create_future()
-        self.running_since = begun = time.monotonic()
+        self.running_since = begun = self._now()
         timer = None if timeout is None else self._loop.call_later(timeout, self.time_out, timeout)
         try:
             cursor.execute(with_comment(sql, self.comment, params) if self.comment else sql, params)
@@ -285,7 +296,7 @@ class Link:
         except psycopg2.Error as error:
             self._after(error)
             if self.observer is not None:
-                self.observer.failed(self, sql, time.monotonic() - begun, error)
+                self.observer.failed(self, sql, self._now() - begun, error)
             self._raise_ours(error)
             raise
         finally:
@@ -296,7 +307,7 @@ class Link:
                 timer.cancel()
             if self._closing is not None or self.listening:
                 self._wind_up()
-            if self.slow_after is not None and (took := time.monotonic() - begun) >= self.slow_after and self.observer:
+            if self.slow_after is not None and (took := self._now() - begun) >= self.slow_after and self.observer:
                 self.observer.slow(self, sql, took)
 
     def time_out(self, limit: float) -> None:
@@ -317,7 +328,7 @@ class Link:
         """Wait until an abandoned statement has ended on the server, cancelling it; close if that takes too long."""
         if self.busy:
             raise ConnectionBusy(BUSY)
-        self.running_since = time.monotonic()
+        self.running_since = self._now()
         aio = self.aio
         try:
             async with asyncio.timeout(SETTLE_LIMIT):

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
+from aiohttp_poolscope.clock import SYSTEM
 from aiohttp_poolscope.errors import DatabaseUnavailable
 
 from .address import DEFAULT_SOCKET, Target
@@ -20,6 +20,7 @@ from .address import DEFAULT_SOCKET, Target
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
 
+    from aiohttp_poolscope.clock import Clock
     from aiohttp_poolscope.config import PoolConfig
     from aiohttp_poolscope.config.dsn import Host
 
@@ -79,9 +80,10 @@ class _Round:
 class Search:
     """The hosts of one pool, in the order to try them: the one that answered last comes first."""
 
-    def __init__(self, config: PoolConfig) -> None:
+    def __init__(self, config: PoolConfig, clock: Clock = SYSTEM) -> None:
         self._hosts = list(config.hosts)
         self._role = config.target
+        self._now = clock.monotonic
         self._timeout = config.connect_timeout
         params = config.params
         self._what = f"database {params.get('dbname', '(default)')!r} as user {params.get('user', '(default)')!r}"
@@ -97,12 +99,12 @@ class Search:
         False, when no standby answers or none has a moment ago. Raises DatabaseUnavailable with what every host said.
         """
         lenient = lenient and self._role == "prefer-standby"
-        hasty = lenient and time.monotonic() < self._in_vain_until
+        hasty = lenient and self._now() < self._in_vain_until
         search = _Round(ROLES[self._role], self._failures, lenient=lenient, hasty=hasty)
         try:
             return await self._first(connect, search)
         except DatabaseUnavailable:
-            self._in_vain_until = time.monotonic() + IN_VAIN  # the pool looks for the role more often than that
+            self._in_vain_until = self._now() + IN_VAIN  # the pool looks for the role more often than that
             if search.spare is None:
                 raise
             found, search.spare = search.spare, None

@@ -47,7 +47,7 @@ class Gate(Generic[L]):
     ) -> None:
         self.maxsize = maxsize
         self.minsize = minsize
-        self.slots: set[Slot[L]] = set()
+        self.slots: dict[Slot[L], None] = {}  # in order of birth, so that a simulation can be repeated
         self.lent = 0
         self.opening = 0
         self.checking = 0
@@ -219,7 +219,7 @@ class Gate(Generic[L]):
         """A connection is gone; its room is free."""
         self._leave(slot, now)
         slot.state = GONE
-        self.slots.discard(slot)
+        self.slots.pop(slot, None)
         if not self._waiters or not self.slots:  # an outage is waited out
             self.crowded = False
 
@@ -249,7 +249,7 @@ class Gate(Generic[L]):
     def _admit(self, slot: Slot[L], now: float) -> None:
         if not self.slots:
             self.up_since = now
-        self.slots.add(slot)
+        self.slots[slot] = None
         slot.used = now
         self.give(slot, now)
 

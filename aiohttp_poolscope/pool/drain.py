@@ -7,7 +7,6 @@ connections, and aiohttp would wait for them twice its ``shutdown_timeout``.
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,23 +36,23 @@ class Drain:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self._now = pool.clock.monotonic
         self._owner = asyncio.current_task()
 
     async def run(self) -> Drained:
         """Wait until no lease is left, ``drain_timeout`` seconds at most; refuse everybody from ``drain_grace`` on."""
-        config, begun, result = self._pool.config, time.monotonic(), Drained()
+        config, begun, result = self._pool.config, self._now(), Drained()
         await self._until(begun + config.drain_grace, self._in_use)
         result.cancelled = self._cancel()
         if result.cancelled:
             await self._until(begun + config.drain_timeout, self._coming_back)
-        result.forced = tuple(
-            f"{it.method or 'no request'} {it.path or it.task or ''}".strip() for it in leases(self._pool.gate)
-        )
+        left = leases(self._pool.gate, self._now())
+        result.forced = tuple(f"{it.method or 'no request'} {it.path or it.task or ''}".strip() for it in left)
         return result
 
     async def _until(self, end: float, busy: Callable[[], bool]) -> None:
         while busy():
-            if time.monotonic() >= end:
+            if self._now() >= end:
                 return
             await asyncio.sleep(STEP)
 
@@ -66,10 +65,10 @@ class Drain:
         """Whether a connection may still be returned. A leaked one is not: its task has ended without it."""
         return bool(self._pool.gate.repairing or self._pool.gate.handed or self._tasks())
 
-    def _tasks(self) -> set[asyncio.Task[Any]]:
+    def _tasks(self) -> list[asyncio.Task[Any]]:
         """The living tasks that hold a connection; not the application's own, which is the one that shuts down."""
-        tasks = {db.task for _, db in holders(self._pool.gate) if db.task is not None and not db.task.done()}
-        return tasks - {self._owner}
+        tasks = dict.fromkeys(db.task for _, db in holders(self._pool.gate))
+        return [task for task in tasks if task is not None and not task.done() and task is not self._owner]
 
     def _cancel(self) -> int:
         """End the grace: whoever still holds or awaits a connection is cancelled."""

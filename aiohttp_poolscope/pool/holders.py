@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 from aiohttp_poolscope.connection import ScopedConnection
@@ -21,9 +20,8 @@ def holders(gate: Gate[Link]) -> list[tuple[Slot[Link], ScopedConnection]]:
     return [(slot, slot.holder) for slot in tuple(gate.slots) if isinstance(slot.holder, ScopedConnection)]
 
 
-def leases(gate: Gate[Link]) -> tuple[Lease, ...]:
+def leases(gate: Gate[Link], now: float) -> tuple[Lease, ...]:
     """The leases there are, in words, the longest first."""
-    now = time.monotonic()
     found = [describe(db, now - slot.since) for slot, db in holders(gate)]
     return tuple(sorted(found, key=lambda lease: -lease.held))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +40,7 @@ class Housekeeper:
     def __init__(self, pool: Pool) -> None:
         self.leaked = 0
         self._pool = pool
+        self._now = pool.clock.monotonic
         self._rush = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._housekept_at = 0.0
@@ -66,10 +66,10 @@ class Housekeeper:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(CALM):
                         await self._rush.wait()
-                if time.monotonic() - self._housekept_at < CALM:  # else those who wait only now and then starve it
+                if self._now() - self._housekept_at < CALM:  # else those who wait only now and then starve it
                     continue
             try:
-                self.sweep(time.monotonic())
+                self.sweep(self._now())
             except Exception:  # what it does for everyone must not end with one mistake
                 logger.exception("pool %r: a sweep failed", self._pool.key)
 

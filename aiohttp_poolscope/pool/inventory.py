@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from aiohttp_poolscope.gate import SlotState
@@ -10,6 +9,7 @@ from aiohttp_poolscope.gate import SlotState
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from aiohttp_poolscope.clock import Clock
     from aiohttp_poolscope.driver import Driver, Link
     from aiohttp_poolscope.events import CloseReason
     from aiohttp_poolscope.gate import Gate, Slot
@@ -22,11 +22,12 @@ __all__ = ("Inventory",)
 class Inventory:
     """Closes connections in the one right way. ``closed`` counts them; ``dead`` those of them that were found dead."""
 
-    def __init__(self, gate: Gate[Link], driver: Driver, reporter: Reporter) -> None:
+    def __init__(self, gate: Gate[Link], driver: Driver, reporter: Reporter, clock: Clock) -> None:
         self.closed = self.dead = 0
         self._gate = gate
         self._driver = driver
         self._reporter = reporter
+        self._now = clock.monotonic
 
     def discard(self, slot: Slot[Link], reason: CloseReason, cause: str | None = None) -> None:
         """Close a connection and free its room. Harmless when it is gone already."""
@@ -35,7 +36,7 @@ class Inventory:
         try:
             slot.link.close()
         finally:  # whatever the driver, or the loop, has against it: it is lent to nobody again
-            self._gate.lost(slot, time.monotonic())
+            self._gate.lost(slot, self._now())
             self.closed += 1
             self.dead += reason == "dead"
             self._driver.forget_empty()

@@ -7,11 +7,11 @@ import contextlib
 import logging
 import os
 import socket
-import time
 import weakref
 from typing import TYPE_CHECKING
 
 from aiohttp_poolscope.capacity.limits import LIMITS, Limits, overdrawn
+from aiohttp_poolscope.clock import SYSTEM
 from aiohttp_poolscope.driver import Driver
 from aiohttp_poolscope.errors import ConfigError
 from aiohttp_poolscope.events import DrainFinished, DrainStarted
@@ -25,6 +25,7 @@ from .pool import Pool
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from aiohttp_poolscope.clock import Clock
     from aiohttp_poolscope.config import PoolConfig
     from aiohttp_poolscope.events import Events
 
@@ -55,13 +56,13 @@ def lifecycles() -> list[Lifecycle]:
 class Lifecycle:
     """Makes a pool and whatever runs it, starts it, and ends it.
 
-    ``driver`` opens the connections; None: one that connects to where ``config`` says.
+    ``driver`` opens the connections; None: one that connects to where ``config`` says. ``clock`` is for all of it.
     """
 
-    def __init__(self, config: PoolConfig, events: Events, driver: Driver | None = None) -> None:
+    def __init__(self, config: PoolConfig, events: Events, driver: Driver | None = None, clock: Clock = SYSTEM) -> None:
         self._config = config
         name = config.application_name or config.default_application_name(socket.gethostname(), os.getpid())
-        self.pool = Pool(config, events, driver or Driver(config, name), queued=self._on_queued)
+        self.pool = Pool(config, events, driver or Driver(config, name, clock), clock=clock, queued=self._on_queued)
         self._housekeeper = Housekeeper(self.pool)
         self._drain = Drain(self.pool)
         self._ending: asyncio.Task[None] | None = None
@@ -101,14 +102,14 @@ class Lifecycle:
         return self._ending
 
     async def _end(self) -> None:
-        begun, taken, drained = time.monotonic(), self.pool.gate.taken, Drained()
+        begun, taken, drained = self.pool.clock.monotonic(), self.pool.gate.taken, Drained()
         try:
             drained = await self._drain.run()
         finally:
             await self.pool.close()
         self.pool.reporter.emit(
             DrainFinished,
-            duration=time.monotonic() - begun,
+            duration=self.pool.clock.monotonic() - begun,
             served=self.pool.gate.taken - taken,
             cancelled=drained.cancelled,
             forced=drained.forced,
@@ -132,7 +133,7 @@ class Lifecycle:
 
     def stats(self) -> PoolStats:
         """The numbers of this moment. An exporter's thread may ask: what changes meanwhile is copied at one go."""
-        pool, gate, now = self.pool, self.pool.gate, time.monotonic()
+        pool, gate, now = self.pool, self.pool.gate, self.pool.clock.monotonic()
         slots = tuple(gate.slots)
         ended = {outcome.value: count for outcome, count in gate.ended.items()}
         return PoolStats(

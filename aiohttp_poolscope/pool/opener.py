@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import time
 from typing import TYPE_CHECKING
 
 from aiohttp_poolscope.events import BreakerClosed, BreakerOpened, ConnectFailed, Opened
 from aiohttp_poolscope.gate import Breaker, Slot
 
 if TYPE_CHECKING:
+    from aiohttp_poolscope.clock import Clock
     from aiohttp_poolscope.config import PoolConfig
     from aiohttp_poolscope.driver import Link
     from aiohttp_poolscope.gate import Gate
@@ -34,7 +34,14 @@ class Opener:
     """
 
     def __init__(
-        self, config: PoolConfig, gate: Gate[Link], maintenance: Maintenance, reporter: Reporter, tasks: Tasks
+        self,
+        config: PoolConfig,
+        gate: Gate[Link],
+        maintenance: Maintenance,
+        tasks: Tasks,
+        *,
+        reporter: Reporter,
+        clock: Clock,
     ) -> None:
         self.breaker = Breaker(config.breaker_failures, config.breaker_reset)
         self.connect = reporter.histogram("connect")
@@ -45,6 +52,7 @@ class Opener:
         self._maintenance = maintenance
         self._reporter = reporter
         self._tasks = tasks
+        self._now = clock.monotonic
         self._task: asyncio.Task[None] | None = None
         self._asked = False
         self._attempted = asyncio.Event()
@@ -78,7 +86,7 @@ class Opener:
 
     def expire(self) -> None:
         """Whatever is being opened at this moment is too old already."""
-        self._expired_at = time.monotonic()
+        self._expired_at = self._now()
 
     def _wanted(self) -> bool:
         gate = self._gate
@@ -99,7 +107,7 @@ class Opener:
 
     async def _open(self) -> None:
         """One attempt. Whatever happens in it, the room it takes is free again or has a connection in it."""
-        begun = time.monotonic()
+        begun = self._now()
         self.breaker.probe()
         room = self._gate.reserve()
         try:
@@ -110,7 +118,7 @@ class Opener:
         except BaseException:
             room.free()
             raise
-        now = time.monotonic()
+        now = self._now()
         self.opened += 1
         self.problem = ""
         recovered = self.breaker.succeeded()
@@ -132,7 +140,7 @@ class Opener:
         opens, attempt = self.breaker.failed(), self.breaker.failures
         self._reporter.emit(ConnectFailed, cause=self.problem, attempt=attempt, error=error)
         if opens:
-            self._broken_since = time.monotonic()
+            self._broken_since = self._now()
             self._reporter.emit(BreakerOpened, cause=self.problem, attempt=attempt)
         if self.unreachable:
             self._gate.fail()

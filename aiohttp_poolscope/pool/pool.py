@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from typing import TYPE_CHECKING
 
 from aiohttp_poolscope.errors import PoolScopeError
@@ -30,6 +29,7 @@ from .tasks import Tasks
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from aiohttp_poolscope.clock import Clock
     from aiohttp_poolscope.config import PoolConfig
     from aiohttp_poolscope.connection import ScopedConnection
     from aiohttp_poolscope.driver import Driver, Link
@@ -57,11 +57,14 @@ class Pool:
     for a connection; the middleware counts them.
     """
 
-    def __init__(self, config: PoolConfig, events: Events, driver: Driver, *, queued: Callable[[], None]) -> None:
+    def __init__(
+        self, config: PoolConfig, events: Events, driver: Driver, *, clock: Clock, queued: Callable[[], None]
+    ) -> None:
         self.config = config
         self.key = config.key
         self.stacks = config.stacks
         self.attached = 0
+        self.clock = clock
         self.gate: Gate[Link] = Gate(
             maxsize=config.maxsize,
             minsize=config.minsize,
@@ -71,19 +74,29 @@ class Pool:
         )
         self.driver = driver
         self.tasks = Tasks(config.key)
-        self.reporter = reporter = Reporter(config.key, events, self.gate)
+        self.reporter = reporter = Reporter(config.key, events, self.gate, clock)
         self.wait = reporter.histogram("wait")
         self.lease = reporter.histogram("lease")
-        self.inventory = Inventory(self.gate, driver, reporter)
+        self.inventory = Inventory(self.gate, driver, reporter, clock)
         maintenance = Maintenance(config, driver, self, reporter)
-        self.opener = Opener(config, self.gate, maintenance, reporter, self.tasks)
+        self.opener = Opener(config, self.gate, maintenance, self.tasks, reporter=reporter, clock=clock)
         self.recycler = Recycler(
-            config, self.gate, maintenance, self.inventory, self.tasks, reporter=reporter, changed=self.replenish
+            config,
+            self.gate,
+            maintenance,
+            self.inventory,
+            self.tasks,
+            reporter=reporter,
+            clock=clock,
+            changed=self.replenish,
         )
-        self.roles = Roles(config, self.gate, driver, self.inventory, self.tasks, changed=self.replenish)
-        self.queue = Queue(config, self.gate, self.opener, reporter, self.tasks, queued=self._on_queued)
+        self.roles = Roles(config, self.gate, driver, self.inventory, self.tasks, clock=clock, changed=self.replenish)
+        self.queue = Queue(
+            config, self.gate, self.opener, self.tasks, reporter=reporter, clock=clock, queued=self._on_queued
+        )
         self.on_acquire = hooks.before_lending(config)
         self._queued = queued
+        self._now = clock.monotonic
         self._subscribed = events.subscribed
         # Every connection that comes back gets something first, so that none can go straight to the next.
         self._always_restore = config.reset != "rollback" or config.on_release is not None
@@ -101,7 +114,7 @@ class Pool:
     def lend(self, db: ScopedConnection) -> bool:
         """Lend an idle and fresh connection, at once. False: there is none, ``borrow`` has to be awaited."""
         while True:
-            slot = self.gate.try_acquire(time.monotonic())
+            slot = self.gate.try_acquire(self._now())
             if slot is None:
                 return False
             if not slot.link.raw.closed:
@@ -119,7 +132,7 @@ class Pool:
         ``timeout`` in seconds, default ``acquire_timeout``.
         """
         hook = self.on_acquire
-        begun = time.monotonic()
+        begun = self._now()
         end = begun + (self.config.acquire_timeout if timeout is None else timeout)
         if not self.lend(db):
             if not db.running:
@@ -130,16 +143,16 @@ class Pool:
                     self.gate.cancel_lend(slot)
                 self.inventory.discard_dead(slot)
                 slot = await self.queue.wait(db, begun, end)
-            waited = time.monotonic() - begun
+            waited = self._now() - begun
             db._attach(slot)
             self.wait.record(waited)
             self.reporter.lent(db, waited, queued=True)
         if hook is not None and db._slot is not None:
-            await hooks.prepare(self, hook, db, db._slot, end - time.monotonic())
+            await hooks.prepare(self, hook, db, db._slot, end - self._now())
 
     def take_back(self, slot: Slot[Link]) -> None:
         """A lease has ended. A clean and young connection is free at once; a task restores any other."""
-        now = time.monotonic()
+        now = self._now()
         held, holder, slot.holder = now - slot.since, slot.holder, None
         if slot.link.clean and now < slot.expires and not self._always_restore:
             self.gate.give(slot, now)
@@ -160,7 +173,7 @@ class Pool:
         """
         if self.gate.closed or self.gate.busy:
             return
-        while (slot := self.gate.next_check(time.monotonic())) is not None:
+        while (slot := self.gate.next_check(self._now())) is not None:
             if slot.link.closed:
                 self.inventory.discard_dead(slot)
             else:
@@ -207,7 +220,7 @@ class Pool:
         """Whether all connections are where they are for longer than a statement may take."""
         limit = self.config.statement_timeout or STALLED
         last = max((slot.since for slot in self.gate.slots), default=float("-inf"))
-        return time.monotonic() - last > limit + SILENCE_MARGIN
+        return self._now() - last > limit + SILENCE_MARGIN
 
     def _on_queued(self) -> None:
         self.replenish()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from aiohttp_poolscope.gate import Outcome, Waiter
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
+    from aiohttp_poolscope.clock import Clock
     from aiohttp_poolscope.config import PoolConfig
     from aiohttp_poolscope.connection import ScopedConnection
     from aiohttp_poolscope.driver import Link
@@ -63,15 +63,17 @@ class Queue:
         config: PoolConfig,
         gate: Gate[Link],
         opener: Opener,
-        reporter: Reporter,
         tasks: Tasks,
         *,
+        reporter: Reporter,
+        clock: Clock,
         queued: Callable[[], None],
     ) -> None:
         self._config = config
         self._gate = gate
         self._opener = opener
         self._reporter = reporter
+        self._now = clock.monotonic
         self._loop = tasks.loop
         self._context = tasks.context
         self._queued = queued
@@ -79,7 +81,7 @@ class Queue:
     async def wait(self, db: ScopedConnection, begun: float, end: float) -> Slot[Link]:
         """The connection that is handed to ``db`` before ``end``; or the error that says why there is none."""
         gate = self._gate
-        joined = time.monotonic()
+        joined = self._now()
         place = QueuedBorrow(self._loop.create_future(), db, end)
         gate.join(place, joined)
         if place.outcome is None and self._opener.unreachable:
@@ -91,13 +93,13 @@ class Queue:
             try:
                 await place.future
             except BaseException:  # whatever it is, no place may be left behind: the next connection would go to it
-                gate.withdraw(place, Outcome.CANCELLED, time.monotonic())
-                self._reporter.unserved(db, place.outcome, time.monotonic() - begun)
+                gate.withdraw(place, Outcome.CANCELLED, self._now())
+                self._reporter.unserved(db, place.outcome, self._now() - begun)
                 raise
             finally:
                 if place.timer is not None:
                     place.timer.cancel()
-        now = time.monotonic()
+        now = self._now()
         if place.outcome is Outcome.LENT and place.client_gone():
             gate.withdraw(place, Outcome.CLIENT_GONE, now)
         if place.outcome is not Outcome.LENT:
@@ -122,5 +124,5 @@ class Queue:
 
     def _time_out(self, place: QueuedBorrow) -> None:
         if place.outcome is None:
-            self._gate.withdraw(place, Outcome.TIMED_OUT, time.monotonic())
+            self._gate.withdraw(place, Outcome.TIMED_OUT, self._now())
             place.wake()

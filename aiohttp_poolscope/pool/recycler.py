@@ -6,7 +6,6 @@ The gate has set the connection aside meanwhile: nobody is lent it, nobody waits
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING
 
 from aiohttp_poolscope.driver import IDLE, DatabaseError, without_values
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from typing import Any
 
+    from aiohttp_poolscope.clock import Clock
     from aiohttp_poolscope.config import PoolConfig
     from aiohttp_poolscope.driver import Link
     from aiohttp_poolscope.events import CloseReason
@@ -53,6 +53,7 @@ class Recycler:
         tasks: Tasks,
         *,
         reporter: Reporter,
+        clock: Clock,
         changed: Callable[[], None],
     ) -> None:
         self.ping = reporter.histogram("ping")
@@ -63,6 +64,7 @@ class Recycler:
         self._maintenance = maintenance
         self._inventory = inventory
         self._tasks = tasks
+        self._now = clock.monotonic
         self._changed = changed
         self._checks: set[asyncio.Task[bool]] = set()
 
@@ -86,7 +88,7 @@ class Recycler:
             if slot.link.closed:
                 self._inventory.discard_dead(slot)
                 continue
-            self._gate.repair(slot, time.monotonic())
+            self._gate.repair(slot, self._now())
             asked = False
             if await _any_answered({self.check(slot, "probe")}):
                 return True
@@ -108,7 +110,7 @@ class Recycler:
         finally:
             if not answered:
                 # A network that is silent is silent for all: they are asked together, not one after the other.
-                now = time.monotonic()
+                now = self._now()
                 for other in self._gate.idle_slots():
                     if now - other.since > self._check_after_idle:
                         self._gate.repair(other, now)
@@ -118,7 +120,7 @@ class Recycler:
 
     async def _settle(self, slot: Slot[Link], work: Coroutine[Any, Any, None], limit: float, took: Histogram) -> bool:
         """Do ``work`` on a connection; afterwards it is free again, or gone. Whether the work succeeded."""
-        done, said, begun = False, None, time.monotonic()
+        done, said, begun = False, None, self._now()
         try:
             async with asyncio.timeout(limit):
                 await work
@@ -126,7 +128,7 @@ class Recycler:
         except (DatabaseError, PoolScopeError, TimeoutError) as error:
             said = f"no answer within {limit:g} s" if isinstance(error, TimeoutError) else without_values(error)
         finally:
-            now = time.monotonic()
+            now = self._now()
             if done and slot.link.clean and now < slot.expires and not self._gate.closed:
                 self._gate.give(slot, now)
             else:
@@ -149,7 +151,7 @@ class Recycler:
         if link.busy:  # somebody the lease was not known to still waits for a statement
             self.abandoned += 1
             link.fail(ConnectionReleased("the request ended while a statement of a task it left behind was running"))
-        if link.closed or time.monotonic() >= slot.expires:
+        if link.closed or self._now() >= slot.expires:
             return
         self.repaired += link.status != IDLE or link.cancelling is not None
         self.abandoned += link.executing

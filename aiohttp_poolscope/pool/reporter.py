@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp_poolscope import events as ev
@@ -14,6 +13,7 @@ from aiohttp_poolscope.stats import Histogram
 from .holders import describe, holders, whose
 
 if TYPE_CHECKING:
+    from aiohttp_poolscope.clock import Clock
     from aiohttp_poolscope.connection import ScopedConnection
     from aiohttp_poolscope.driver import DatabaseError, Link
     from aiohttp_poolscope.gate import Gate, Slot
@@ -34,12 +34,13 @@ UNSERVED: Final[dict[Outcome, type[ev.Unserved]]] = {
 class Reporter:
     """Tells the subscribers of the scope. ``errors`` counts statements that raised, by what was at fault."""
 
-    def __init__(self, key: str, events: ev.Events, gate: Gate[Link]) -> None:
+    def __init__(self, key: str, events: ev.Events, gate: Gate[Link], clock: Clock) -> None:
         self.subscribed = events.subscribed
         self.errors: dict[str, int] = {"statement": 0, "timeout": 0, "connection": 0}
         self._key = key
         self._events = events
         self._gate = gate
+        self._clock = clock
 
     def histogram(self, of: Duration) -> Histogram:
         """A histogram whose durations are told to whoever asked for them."""
@@ -49,7 +50,8 @@ class Reporter:
         """An event of this kind, now, about the request of ``db``."""
         if kind in self.subscribed:
             who = {} if db is None else whose(db)
-            self._events.emit(kind(pool=self._key, at=time.time(), monotonic=time.monotonic(), **who, **fields))
+            at, monotonic = self._clock.time(), self._clock.monotonic()
+            self._events.emit(kind(pool=self._key, at=at, monotonic=monotonic, **who, **fields))
 
     def lent(self, db: ScopedConnection, waited: float, *, queued: bool) -> None:
         """A borrow was served."""
@@ -77,7 +79,7 @@ class Reporter:
 
     def closed(self, slot: Slot[Link], reason: ev.CloseReason, cause: str | None) -> None:
         """A connection was closed."""
-        self.emit(ev.Closed, reason=reason, unused=max(0.0, time.monotonic() - slot.used), cause=cause)
+        self.emit(ev.Closed, reason=reason, unused=max(0.0, self._clock.monotonic() - slot.used), cause=cause)
 
     def failed(self, link: Link, sql: object, duration: float, error: DatabaseError) -> None:
         """A statement raised ``error``."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from typing import TYPE_CHECKING
 
 from aiohttp_poolscope.errors import PoolScopeError
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
+    from aiohttp_poolscope.clock import Clock
     from aiohttp_poolscope.config import PoolConfig
     from aiohttp_poolscope.driver import Driver, Link
     from aiohttp_poolscope.gate import Gate
@@ -42,6 +42,7 @@ class Roles:
         inventory: Inventory,
         tasks: Tasks,
         *,
+        clock: Clock,
         changed: Callable[[], None],
     ) -> None:
         driver.on_read_only_error = self.on_read_only_error
@@ -51,6 +52,7 @@ class Roles:
         self._driver = driver
         self._inventory = inventory
         self._tasks = tasks
+        self._now = clock.monotonic
         self._changed = changed
         self._demoted_at = float("-inf")
         self._sought_at = 0.0
@@ -58,7 +60,7 @@ class Roles:
 
     def on_read_only_error(self, link: Link) -> None:
         """A write was refused as read-only: see whether its server has become a standby."""
-        now = time.monotonic()
+        now = self._now()
         # Where only a standby is left, each write would have its connections replaced.
         if now - self._demoted_at >= DEMOTION_PAUSE:
             self._demoted_at = now

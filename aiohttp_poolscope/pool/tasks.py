@@ -27,13 +27,13 @@ class Tasks:
         self.loop = asyncio.get_running_loop()
         self.context = contextvars.copy_context()
         self._key = key
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], None] = {}  # in order of birth
 
     def spawn(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
         """Run ``work`` in a task of its own."""
         task = self.loop.create_task(work, name=f"poolscope {self._key}: {name}", context=self.context.copy())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
         return task
 
     def __iter__(self) -> Iterator[asyncio.Task[Any]]:

@@ -7,7 +7,6 @@ import contextlib
 import contextvars
 import inspect
 import random
-import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
@@ -227,9 +226,10 @@ class Outside:
         """One round trip to the database, in seconds, on a connection of the pool; or DatabaseUnavailable."""
         try:
             async with self.acquire() as db:
-                begun = time.monotonic()
+                now = self._open_pool().clock.monotonic
+                begun = now()
                 await db.fetchval("SELECT 1")
-                return time.monotonic() - begun
+                return now() - begun
         except DatabaseUnavailable:
             raise
         except (PoolScopeError, DatabaseError) as error:
@@ -259,7 +259,7 @@ class Outside:
     def leases(self) -> tuple[Lease, ...]:
         """Who holds a connection, since when and for which request; the longest first."""
         run = self._run
-        return () if run is None else leases(run.pool.gate)
+        return () if run is None else leases(run.pool.gate, run.pool.clock.monotonic())
 
     def _open_pool(self) -> Pool:
         if self._run is None:

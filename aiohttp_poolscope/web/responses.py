@@ -8,6 +8,7 @@ import logging
 
 from aiohttp import web
 
+from aiohttp_poolscope.clock import SYSTEM
 from aiohttp_poolscope.errors import PoolScopeError, ShuttingDown
 from aiohttp_poolscope.logs import LogLimiter
 from aiohttp_poolscope.request import path_of, request_id, route_of
@@ -62,7 +63,7 @@ def only_ours(group: BaseExceptionGroup[BaseException]) -> PoolScopeError | None
 
 def _log(error: PoolScopeError, request: web.Request | None) -> None:
     mistake = error.status == web.HTTPInternalServerError.status_code
-    more = "" if mistake else _limiter.suffix(error.code)
+    more = "" if mistake else _limiter.suffix(error.code, SYSTEM.monotonic())
     if more is None:
         return
     level = logging.ERROR if mistake else logging.INFO if error.status == CLIENT_GONE else logging.WARNING

@@ -106,7 +106,7 @@ class State:
         twin = alike(self)
         twin.handed = [waiters[place] for place in self.handed]
         twin.gate = alike(gate)
-        twin.gate.slots = {slots[slot] for slot in gate.slots}
+        twin.gate.slots = dict.fromkeys(slots[slot] for slot in gate.slots)
         twin.gate.ended = dict(gate.ended)
         twin.gate._idle = [slots[slot] for slot in gate._idle]
         twin.gate._waiters = OrderedDict.fromkeys(waiters[place] for place in self.places())
