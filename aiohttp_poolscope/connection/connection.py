@@ -24,7 +24,7 @@ from .transaction import Transaction
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from aiohttp_poolscope.driver import Link
+    from aiohttp_poolscope.driver import OpenConnection
     from aiohttp_poolscope.gate import Slot
 
     from .lender import Lender
@@ -106,8 +106,8 @@ class ScopedConnection(Statements):
     def __init__(self, lender: Lender, *, once: bool = False) -> None:
         self._lender = lender
         self._once = once
-        self._link: Link | None = None
-        self._slot: Slot[Link] | None = None
+        self._link: OpenConnection | None = None
+        self._slot: Slot[OpenConnection] | None = None
         self._lease = 0
         self._depth = 0
         self._streaming = NOT_STREAMING
@@ -177,7 +177,7 @@ class ScopedConnection(Statements):
         resource = getattr(self.route, "resource", None)
         return f"{self.method} {'?' if resource is None else resource.canonical}"
 
-    async def _ensure(self, timeout: float | None = None) -> Link:
+    async def _ensure(self, timeout: float | None = None) -> OpenConnection:
         link = self._link
         if link is not None:
             return link
@@ -199,7 +199,7 @@ class ScopedConnection(Statements):
             self._give_back()
         return self._link_in_use()
 
-    def _attach(self, slot: Slot[Link]) -> None:
+    def _attach(self, slot: Slot[OpenConnection]) -> None:
         """This slot is lent to it from now on."""
         slot.holder = self
         self._slot = slot
@@ -232,7 +232,7 @@ class ScopedConnection(Statements):
             self._link.fail(error)
         self._end(why)
 
-    async def _execute(self, sql: str | bytes, params: Any, timeout: float | None) -> tuple[Link, Any]:
+    async def _execute(self, sql: str | bytes, params: Any, timeout: float | None) -> tuple[OpenConnection, Any]:
         link = self._link
         if link is None:
             link = await self._ensure()
@@ -245,7 +245,7 @@ class ScopedConnection(Statements):
     def _connection(self) -> Self:
         return self
 
-    def _link_in_use(self) -> Link:
+    def _link_in_use(self) -> OpenConnection:
         if self._link is None:
             if self._ended is not None:
                 raise self._released()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from aiohttp_poolscope.driver import Link
+    from aiohttp_poolscope.driver import OpenConnection
     from aiohttp_poolscope.gate import Slot
 
     from .connection import ScopedConnection
@@ -33,5 +33,5 @@ class Lender(Protocol):
         Cancelled, it leaves nothing attached.
         """
 
-    def take_back(self, slot: Slot[Link]) -> None:
+    def take_back(self, slot: Slot[OpenConnection]) -> None:
         """The lease of ``slot`` has ended. It awaits nothing, so that no cancellation can cut it short."""

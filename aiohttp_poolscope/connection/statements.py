@@ -12,7 +12,7 @@ from .cursor import CursorContext
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from aiohttp_poolscope.driver import Link
+    from aiohttp_poolscope.driver import OpenConnection
 
     from .connection import ScopedConnection
     from .stream import Stream
@@ -53,7 +53,7 @@ class Statements:
 
     __slots__ = ()
 
-    async def _execute(self, sql: str | bytes, params: Any, timeout: float | None) -> tuple[Link, Any]:
+    async def _execute(self, sql: str | bytes, params: Any, timeout: float | None) -> tuple[OpenConnection, Any]:
         raise NotImplementedError
 
     def _connection(self) -> ScopedConnection:

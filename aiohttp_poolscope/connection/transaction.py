@@ -14,7 +14,7 @@ from .statements import Statements
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from aiohttp_poolscope.driver import Link
+    from aiohttp_poolscope.driver import OpenConnection
 
     from .connection import ScopedConnection
     from .statements import Isolation
@@ -48,7 +48,7 @@ class Transaction(Statements):
         self._db._check_lease(self._lease)
         return self._db
 
-    async def _execute(self, sql: str | bytes, params: Any, timeout: float | None) -> tuple[Link, Any]:
+    async def _execute(self, sql: str | bytes, params: Any, timeout: float | None) -> tuple[OpenConnection, Any]:
         return await self._connection()._execute(sql, params, timeout)
 
     async def __aenter__(self) -> Self:
@@ -102,7 +102,7 @@ class Transaction(Statements):
             if db._lease == self._lease:
                 db._depth -= 1
 
-    async def _end(self, link: Link, *, undo: bool) -> None:
+    async def _end(self, link: OpenConnection, *, undo: bool) -> None:
         """Commit or roll back; or close, if neither is certain: what ran next would be part of it, and lost with it."""
         try:
             if self._db._depth > self._level:

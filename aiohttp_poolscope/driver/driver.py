@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from aiohttp_poolscope.config import PoolConfig
 
     from .address import Target
+    from .port import OpenConnection
 
 __all__ = ("Driver",)
 
@@ -50,7 +51,7 @@ class Driver:
     """
 
     def __init__(self, config: PoolConfig, application_name: str, clock: Clock = SYSTEM) -> None:
-        self.on_read_only_error: Callable[[Link], None] | None = None
+        self.on_read_only_error: Callable[[OpenConnection], None] | None = None
         self._config = config
         self._clock = clock
         self._search = Search(config, clock)
@@ -96,9 +97,9 @@ class Driver:
             self.forget_empty()
         return True
 
-    async def is_standby(self, link: Link) -> bool:
+    async def is_standby(self, link: Any) -> bool:
         """Whether the server behind a link is a standby, asked on a connection of its own if it does not say."""
-        told = link.in_standby
+        told: bool | None = link.in_standby
         if told is None and link.generation != self._generation:
             return False  # it ends by itself, and what we know now is not for where it leads
         if told is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import psycopg2
 import psycopg2.extensions
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from aiohttp_poolscope.clock import Clock
 
     from .address import Target
+    from .port import OpenConnection, StatementObserver
 
-__all__ = ("FAILED", "IDLE", "IN_TRANSACTION", "Link", "StatementObserver")
+__all__ = ("FAILED", "IDLE", "IN_TRANSACTION", "Link")
 
 IDLE: Final[int] = psycopg2.extensions.TRANSACTION_STATUS_IDLE
 IN_TRANSACTION: Final[int] = psycopg2.extensions.TRANSACTION_STATUS_INTRANS
@@ -64,16 +65,6 @@ def with_comment(sql: Any, comment: str, params: Any) -> Any:
     if isinstance(sql, bytes):
         return sql + comment.encode()
     return sql + (comment if isinstance(sql, str) else psycopg2.sql.SQL(comment))
-
-
-class StatementObserver(Protocol):
-    """Told of statements that went wrong, or took long."""
-
-    def failed(self, link: Link, sql: object, duration: float, error: psycopg2.Error) -> None:
-        """A statement raised ``error``."""
-
-    def slow(self, link: Link, sql: object, duration: float) -> None:
-        """A statement took longer than ``slow_after`` seconds."""
 
 
 class Link:
@@ -131,7 +122,7 @@ class Link:
         self.role: bool | None = None
         self.role_matches = True
         self.generation = 0
-        self.on_read_only_error: Callable[[Link], None] | None = None
+        self.on_read_only_error: Callable[[OpenConnection], None] | None = None
         self.observer: StatementObserver | None = None
         self.slow_after: float | None = None
         self.comment = ""

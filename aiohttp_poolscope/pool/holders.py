@@ -9,18 +9,18 @@ from aiohttp_poolscope.request import path_of, request_id, route_of
 from aiohttp_poolscope.stats import Lease
 
 if TYPE_CHECKING:
-    from aiohttp_poolscope.driver import Link
+    from aiohttp_poolscope.driver import OpenConnection
     from aiohttp_poolscope.gate import Gate, Slot
 
 __all__ = ("describe", "holders", "leases", "whose")
 
 
-def holders(gate: Gate[Link]) -> list[tuple[Slot[Link], ScopedConnection]]:
+def holders(gate: Gate[OpenConnection]) -> list[tuple[Slot[OpenConnection], ScopedConnection]]:
     """The leases there are: each slot that is lent, with its holder."""
     return [(slot, slot.holder) for slot in tuple(gate.slots) if isinstance(slot.holder, ScopedConnection)]
 
 
-def leases(gate: Gate[Link], now: float) -> tuple[Lease, ...]:
+def leases(gate: Gate[OpenConnection], now: float) -> tuple[Lease, ...]:
     """The leases there are, in words, the longest first."""
     found = [describe(db, now - slot.since) for slot, db in holders(gate)]
     return tuple(sorted(found, key=lambda lease: -lease.held))

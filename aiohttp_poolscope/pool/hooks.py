@@ -20,7 +20,7 @@ from aiohttp_poolscope.request import comment_for, request_id
 if TYPE_CHECKING:
     from aiohttp_poolscope.config import Hook, PoolConfig
     from aiohttp_poolscope.connection import Lender
-    from aiohttp_poolscope.driver import Link
+    from aiohttp_poolscope.driver import OpenConnection
     from aiohttp_poolscope.gate import Slot
 
 __all__ = ("before_lending", "prepare", "run")
@@ -61,7 +61,7 @@ async def _comment(db: ScopedConnection) -> None:
 _name_session.__qualname__ = _comment.__qualname__ = "request_tag"
 
 
-async def run(lender: Lender, hook: Any, link: Link) -> None:
+async def run(lender: Lender, hook: Any, link: OpenConnection) -> None:
     """Run ``on_connect`` or ``on_release``, on a connection that nobody has."""
     db = ScopedConnection(lender, once=True)
     db._link = link  # and no slot: a release() in the hook gives nothing back
@@ -77,7 +77,7 @@ async def run(lender: Lender, hook: Any, link: Link) -> None:
         db._end("the hook")
 
 
-async def prepare(lender: Lender, hook: Any, db: ScopedConnection, slot: Slot[Link], limit: float) -> None:
+async def prepare(lender: Lender, hook: Any, db: ScopedConnection, slot: Slot[OpenConnection], limit: float) -> None:
     """Run ``on_acquire`` on the connection that ``db`` has borrowed, within ``limit`` seconds. It raises what it likes.
 
     On an object of its own: no other task of the request may run a statement before the hook has, say, set the tenant.
@@ -107,7 +107,7 @@ async def prepare(lender: Lender, hook: Any, db: ScopedConnection, slot: Slot[Li
     db._attach(slot)
 
 
-async def _call(hook: Any, db: ScopedConnection, link: Link) -> None:
+async def _call(hook: Any, db: ScopedConnection, link: OpenConnection) -> None:
     try:
         await hook(db)
     except asyncio.CancelledError as error:

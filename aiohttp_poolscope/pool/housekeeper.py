@@ -21,7 +21,7 @@ from .pool import SILENCE_MARGIN
 
 if TYPE_CHECKING:
     from aiohttp_poolscope.connection import ScopedConnection
-    from aiohttp_poolscope.driver import Link
+    from aiohttp_poolscope.driver import OpenConnection
     from aiohttp_poolscope.gate import Slot
 
     from .pool import Pool
@@ -87,7 +87,7 @@ class Housekeeper:
             pool.roles.look(now)
         pool.replenish()
 
-    def _look_at_lease(self, slot: Slot[Link], db: ScopedConnection, now: float) -> None:
+    def _look_at_lease(self, slot: Slot[OpenConnection], db: ScopedConnection, now: float) -> None:
         pool, config = self._pool, self._pool.config
         held = now - slot.since
         if config.leak_threshold is not None and held > config.leak_threshold and not db.reported:
@@ -102,7 +102,7 @@ class Housekeeper:
             db.task.cancel("the client has left")
         self._look_at_statement(slot.link, now)
 
-    def _look_at_statement(self, link: Link, now: float) -> None:
+    def _look_at_statement(self, link: OpenConnection, now: float) -> None:
         limit, since = self._pool.config.statement_timeout, link.running_since
         if limit is None or since is None:
             return
@@ -111,7 +111,7 @@ class Housekeeper:
         elif now - since > limit and self._pool.config.pgbouncer:
             link.time_out(limit)  # the server has not been told of the limit
 
-    def _look_at_idle(self, slot: Slot[Link], now: float) -> None:
+    def _look_at_idle(self, slot: Slot[OpenConnection], now: float) -> None:
         pool, config = self._pool, self._pool.config
         if slot.state is not SlotState.IDLE:  # a subscriber that was told of another's end has taken or closed it
             return

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aiohttp_poolscope.clock import Clock
-    from aiohttp_poolscope.driver import Driver, Link
+    from aiohttp_poolscope.driver import Connector, OpenConnection
     from aiohttp_poolscope.events import CloseReason
     from aiohttp_poolscope.gate import Gate, Slot
 
@@ -22,14 +22,14 @@ __all__ = ("Inventory",)
 class Inventory:
     """Closes connections in the one right way. ``closed`` counts them; ``dead`` those of them that were found dead."""
 
-    def __init__(self, gate: Gate[Link], driver: Driver, reporter: Reporter, clock: Clock) -> None:
+    def __init__(self, gate: Gate[OpenConnection], driver: Connector, reporter: Reporter, clock: Clock) -> None:
         self.closed = self.dead = 0
         self._gate = gate
         self._driver = driver
         self._reporter = reporter
         self._now = clock.monotonic
 
-    def discard(self, slot: Slot[Link], reason: CloseReason, cause: str | None = None) -> None:
+    def discard(self, slot: Slot[OpenConnection], reason: CloseReason, cause: str | None = None) -> None:
         """Close a connection and free its room. Harmless when it is gone already."""
         if slot not in self._gate.slots:
             return
@@ -42,11 +42,11 @@ class Inventory:
             self._driver.forget_empty()
             self._reporter.closed(slot, reason, cause)
 
-    def discard_dead(self, slot: Slot[Link]) -> None:
+    def discard_dead(self, slot: Slot[OpenConnection]) -> None:
         """Discard a connection that was found dead."""
         self.discard(slot, "dead")
 
-    def retire(self, chosen: Callable[[Link], bool]) -> None:
+    def retire(self, chosen: Callable[[OpenConnection], bool]) -> None:
         """Close the chosen connections as they come back; those that are idle, now."""
         for slot in [slot for slot in self._gate.slots if chosen(slot.link)]:
             slot.expires = float("-inf")

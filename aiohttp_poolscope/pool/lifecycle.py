@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from aiohttp_poolscope.clock import Clock
     from aiohttp_poolscope.config import PoolConfig
+    from aiohttp_poolscope.driver import Connector
     from aiohttp_poolscope.events import Events
 
 __all__ = ("Lifecycle", "lifecycles", "observing")
@@ -59,7 +60,9 @@ class Lifecycle:
     ``driver`` opens the connections; None: one that connects to where ``config`` says. ``clock`` is for all of it.
     """
 
-    def __init__(self, config: PoolConfig, events: Events, driver: Driver | None = None, clock: Clock = SYSTEM) -> None:
+    def __init__(
+        self, config: PoolConfig, events: Events, driver: Connector | None = None, clock: Clock = SYSTEM
+    ) -> None:
         self._config = config
         name = config.application_name or config.default_application_name(socket.gethostname(), os.getpid())
         self.pool = Pool(config, events, driver or Driver(config, name, clock), clock=clock, queued=self._on_queued)

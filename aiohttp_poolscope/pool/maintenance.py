@@ -13,7 +13,7 @@ from . import hooks
 if TYPE_CHECKING:
     from aiohttp_poolscope.config import PoolConfig
     from aiohttp_poolscope.connection import Lender
-    from aiohttp_poolscope.driver import Driver, Link, StatementObserver
+    from aiohttp_poolscope.driver import Connector, OpenConnection, StatementObserver
 
 __all__ = ("Maintenance",)
 
@@ -21,13 +21,13 @@ __all__ = ("Maintenance",)
 class Maintenance:
     """Creates, pings and restores connections. It knows no gate, and needs no pool but as the lender that hooks see."""
 
-    def __init__(self, config: PoolConfig, driver: Driver, lender: Lender, observer: StatementObserver) -> None:
+    def __init__(self, config: PoolConfig, driver: Connector, lender: Lender, observer: StatementObserver) -> None:
         self._config = config
         self._driver = driver
         self._lender = lender
         self._observer = observer
 
-    async def create(self) -> Link:
+    async def create(self) -> OpenConnection:
         """Open a connection and run ``on_connect`` with it. Closed again if that fails, with DatabaseUnavailable."""
         link = await self._driver.open()
         try:
@@ -39,11 +39,11 @@ class Maintenance:
             raise
         return link
 
-    async def ping(self, link: Link) -> None:
+    async def ping(self, link: OpenConnection) -> None:
         """One round trip."""
         await link.ping()
 
-    async def restore(self, link: Link) -> None:
+    async def restore(self, link: OpenConnection) -> None:
         """Make a returned connection as new: no transaction, no statement in flight, the session as configured."""
         config = self._config
         if not link.clean:
@@ -57,7 +57,7 @@ class Maintenance:
             if config.reset == "full" and config.on_connect is not None:
                 await hooks.run(self._lender, config.on_connect, link)
 
-    async def _run_on_connect(self, link: Link) -> None:
+    async def _run_on_connect(self, link: OpenConnection) -> None:
         limit = self._config.connect_timeout
         try:
             async with asyncio.timeout(limit):

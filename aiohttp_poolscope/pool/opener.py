@@ -17,7 +17,7 @@ from aiohttp_poolscope.gate import Breaker, Slot
 if TYPE_CHECKING:
     from aiohttp_poolscope.clock import Clock
     from aiohttp_poolscope.config import PoolConfig
-    from aiohttp_poolscope.driver import Link
+    from aiohttp_poolscope.driver import OpenConnection
     from aiohttp_poolscope.gate import Gate
 
     from .maintenance import Maintenance
@@ -36,7 +36,7 @@ class Opener:
     def __init__(
         self,
         config: PoolConfig,
-        gate: Gate[Link],
+        gate: Gate[OpenConnection],
         maintenance: Maintenance,
         tasks: Tasks,
         *,

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from aiohttp_poolscope.clock import Clock
     from aiohttp_poolscope.config import PoolConfig
     from aiohttp_poolscope.connection import ScopedConnection
-    from aiohttp_poolscope.driver import Driver, Link
+    from aiohttp_poolscope.driver import Connector, OpenConnection
     from aiohttp_poolscope.events import Events
     from aiohttp_poolscope.gate import Slot
 
@@ -58,14 +58,14 @@ class Pool:
     """
 
     def __init__(
-        self, config: PoolConfig, events: Events, driver: Driver, *, clock: Clock, queued: Callable[[], None]
+        self, config: PoolConfig, events: Events, driver: Connector, *, clock: Clock, queued: Callable[[], None]
     ) -> None:
         self.config = config
         self.key = config.key
         self.stacks = config.stacks
         self.attached = 0
         self.clock = clock
-        self.gate: Gate[Link] = Gate(
+        self.gate: Gate[OpenConnection] = Gate(
             maxsize=config.maxsize,
             minsize=config.minsize,
             max_waiting=config.max_waiting,
@@ -150,7 +150,7 @@ class Pool:
         if hook is not None and db._slot is not None:
             await hooks.prepare(self, hook, db, db._slot, end - self._now())
 
-    def take_back(self, slot: Slot[Link]) -> None:
+    def take_back(self, slot: Slot[OpenConnection]) -> None:
         """A lease has ended. A clean and young connection is free at once; a task restores any other."""
         now = self._now()
         held, holder, slot.holder = now - slot.since, slot.holder, None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from aiohttp_poolscope.clock import Clock
     from aiohttp_poolscope.config import PoolConfig
     from aiohttp_poolscope.connection import ScopedConnection
-    from aiohttp_poolscope.driver import Link
+    from aiohttp_poolscope.driver import OpenConnection
     from aiohttp_poolscope.errors import PoolScopeError
     from aiohttp_poolscope.gate import Gate, Slot
 
@@ -30,7 +30,7 @@ SOON = 0.1
 """Seconds, two sweeps: a borrow that ends sooner might not be seen by another sweep before."""
 
 
-class QueuedBorrow(Waiter["Link"]):
+class QueuedBorrow(Waiter["OpenConnection"]):
     """A place in the queue until ``end``: a future, and the request it is for."""
 
     __slots__ = ("end", "future", "request", "timer")
@@ -61,7 +61,7 @@ class Queue:
     def __init__(
         self,
         config: PoolConfig,
-        gate: Gate[Link],
+        gate: Gate[OpenConnection],
         opener: Opener,
         tasks: Tasks,
         *,
@@ -78,7 +78,7 @@ class Queue:
         self._context = tasks.context
         self._queued = queued
 
-    async def wait(self, db: ScopedConnection, begun: float, end: float) -> Slot[Link]:
+    async def wait(self, db: ScopedConnection, begun: float, end: float) -> Slot[OpenConnection]:
         """The connection that is handed to ``db`` before ``end``; or the error that says why there is none."""
         gate = self._gate
         joined = self._now()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from aiohttp_poolscope.clock import Clock
     from aiohttp_poolscope.config import PoolConfig
-    from aiohttp_poolscope.driver import Link
+    from aiohttp_poolscope.driver import OpenConnection
     from aiohttp_poolscope.events import CloseReason
     from aiohttp_poolscope.gate import Gate, Slot
     from aiohttp_poolscope.stats import Histogram
@@ -47,7 +47,7 @@ class Recycler:
     def __init__(
         self,
         config: PoolConfig,
-        gate: Gate[Link],
+        gate: Gate[OpenConnection],
         maintenance: Maintenance,
         inventory: Inventory,
         tasks: Tasks,
@@ -68,11 +68,11 @@ class Recycler:
         self._changed = changed
         self._checks: set[asyncio.Task[bool]] = set()
 
-    def recycle(self, slot: Slot[Link]) -> None:
+    def recycle(self, slot: Slot[OpenConnection]) -> None:
         """Make a returned connection as new, or close it."""
         self._tasks.spawn(self._recycle(slot), "recycle")
 
-    def check(self, slot: Slot[Link], name: str = "check") -> asyncio.Task[bool]:
+    def check(self, slot: Slot[OpenConnection], name: str = "check") -> asyncio.Task[bool]:
         """Ping a connection that was idle. The task's result is whether it answered."""
         task = self._tasks.spawn(self._check(slot), name)
         self._checks.add(task)
@@ -97,13 +97,13 @@ class Recycler:
                 return True
         return asked
 
-    async def _recycle(self, slot: Slot[Link]) -> None:
+    async def _recycle(self, slot: Slot[OpenConnection]) -> None:
         try:
             await self._settle(slot, self._restore(slot), RESTORE_LIMIT, self.reset)
         finally:
             self._changed()
 
-    async def _check(self, slot: Slot[Link]) -> bool:
+    async def _check(self, slot: Slot[OpenConnection]) -> bool:
         answered = False
         try:
             answered = await self._settle(slot, self._maintenance.ping(slot.link), PING_LIMIT, self.ping)
@@ -118,7 +118,9 @@ class Recycler:
             self._changed()
         return answered
 
-    async def _settle(self, slot: Slot[Link], work: Coroutine[Any, Any, None], limit: float, took: Histogram) -> bool:
+    async def _settle(
+        self, slot: Slot[OpenConnection], work: Coroutine[Any, Any, None], limit: float, took: Histogram
+    ) -> bool:
         """Do ``work`` on a connection; afterwards it is free again, or gone. Whether the work succeeded."""
         done, said, begun = False, None, self._now()
         try:
@@ -136,7 +138,7 @@ class Recycler:
             took.record(now - begun)
         return done
 
-    def _reason(self, slot: Slot[Link], now: float) -> CloseReason:
+    def _reason(self, slot: Slot[OpenConnection], now: float) -> CloseReason:
         if self._gate.closed:
             return "shutdown"
         if slot.link.closed:
@@ -145,7 +147,7 @@ class Recycler:
             return "failed"
         return "lifetime" if slot.expires > float("-inf") else "expired"
 
-    async def _restore(self, slot: Slot[Link]) -> None:
+    async def _restore(self, slot: Slot[OpenConnection]) -> None:
         """Make a returned connection as new. It is left as it is where that is not worth it."""
         link = slot.link
         if link.busy:  # somebody the lease was not known to still waits for a statement

@@ -15,7 +15,7 @@ from .holders import describe, holders, whose
 if TYPE_CHECKING:
     from aiohttp_poolscope.clock import Clock
     from aiohttp_poolscope.connection import ScopedConnection
-    from aiohttp_poolscope.driver import DatabaseError, Link
+    from aiohttp_poolscope.driver import DatabaseError, OpenConnection
     from aiohttp_poolscope.gate import Gate, Slot
     from aiohttp_poolscope.stats import Duration
 
@@ -34,7 +34,7 @@ UNSERVED: Final[dict[Outcome, type[ev.Unserved]]] = {
 class Reporter:
     """Tells the subscribers of the scope. ``errors`` counts statements that raised, by what was at fault."""
 
-    def __init__(self, key: str, events: ev.Events, gate: Gate[Link], clock: Clock) -> None:
+    def __init__(self, key: str, events: ev.Events, gate: Gate[OpenConnection], clock: Clock) -> None:
         self.subscribed = events.subscribed
         self.errors: dict[str, int] = {"statement": 0, "timeout": 0, "connection": 0}
         self._key = key
@@ -77,11 +77,11 @@ class Reporter:
         """A lease that was reported as a leak has ended after all."""
         self.emit(ev.ReturnedLate, db, lease=describe(db, held))
 
-    def closed(self, slot: Slot[Link], reason: ev.CloseReason, cause: str | None) -> None:
+    def closed(self, slot: Slot[OpenConnection], reason: ev.CloseReason, cause: str | None) -> None:
         """A connection was closed."""
         self.emit(ev.Closed, reason=reason, unused=max(0.0, self._clock.monotonic() - slot.used), cause=cause)
 
-    def failed(self, link: Link, sql: object, duration: float, error: DatabaseError) -> None:
+    def failed(self, link: OpenConnection, sql: object, duration: float, error: DatabaseError) -> None:
         """A statement raised ``error``."""
         fault = link.fault(error)
         self.errors[fault] += 1
@@ -90,10 +90,10 @@ class Reporter:
             said = {"statement": shown(sql), "duration": duration, "fault": fault, "sqlstate": state}
             self.emit(ev.StatementFailed, holder, **said, cause=cause, error=error)
 
-    def slow(self, link: Link, sql: object, duration: float) -> None:
+    def slow(self, link: OpenConnection, sql: object, duration: float) -> None:
         """A statement took longer than ``slow_threshold``."""
         if ev.SlowStatement in self.subscribed:
             self.emit(ev.SlowStatement, self._holder(link), statement=shown(sql), duration=duration)
 
-    def _holder(self, link: Link) -> ScopedConnection | None:
+    def _holder(self, link: OpenConnection) -> ScopedConnection | None:
         return next((db for slot, db in holders(self._gate) if slot.link is link), None)

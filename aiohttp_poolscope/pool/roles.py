@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from aiohttp_poolscope.clock import Clock
     from aiohttp_poolscope.config import PoolConfig
-    from aiohttp_poolscope.driver import Driver, Link
+    from aiohttp_poolscope.driver import Connector, OpenConnection
     from aiohttp_poolscope.gate import Gate
 
     from .inventory import Inventory
@@ -37,8 +37,8 @@ class Roles:
     def __init__(
         self,
         config: PoolConfig,
-        gate: Gate[Link],
-        driver: Driver,
+        gate: Gate[OpenConnection],
+        driver: Connector,
         inventory: Inventory,
         tasks: Tasks,
         *,
@@ -58,7 +58,7 @@ class Roles:
         self._sought_at = 0.0
         self._seeking: asyncio.Task[None] | None = None
 
-    def on_read_only_error(self, link: Link) -> None:
+    def on_read_only_error(self, link: OpenConnection) -> None:
         """A write was refused as read-only: see whether its server has become a standby."""
         now = self._now()
         # Where only a standby is left, each write would have its connections replaced.
@@ -74,7 +74,7 @@ class Roles:
             self._sought_at = now
             self._seeking = self._tasks.spawn(self._find_better_role(), "seek")
 
-    async def _leave_standby(self, link: Link) -> None:
+    async def _leave_standby(self, link: OpenConnection) -> None:
         """Replace every connection to a server that has become a standby, and try its host last."""
         with contextlib.suppress(PoolScopeError, OSError):
             if await self._driver.is_standby(link):
@@ -90,6 +90,6 @@ class Roles:
             wrong = {slot.link.target for slot in self._gate.slots if not slot.link.in_role}
             self._replace(lambda link: link.target in wrong)
 
-    def _replace(self, chosen: Callable[[Link], bool]) -> None:
+    def _replace(self, chosen: Callable[[OpenConnection], bool]) -> None:
         self._inventory.retire(chosen)
         self._changed()

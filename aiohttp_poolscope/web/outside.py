@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from aiohttp_poolscope.config import PoolConfig
     from aiohttp_poolscope.connection import Isolation, Transaction
-    from aiohttp_poolscope.driver import Link
+    from aiohttp_poolscope.driver import OpenConnection
     from aiohttp_poolscope.events import Event
     from aiohttp_poolscope.gate import Slot
     from aiohttp_poolscope.pool import Pool
@@ -51,7 +51,7 @@ def is_plain(callback: object) -> bool:
     return called is not None and not any(map(inspect.iscoroutinefunction, (callback, called)))
 
 
-def slots_of(scope: Outside) -> tuple[Slot[Link], ...]:
+def slots_of(scope: Outside) -> tuple[Slot[OpenConnection], ...]:
     """The connections that a scope has open, to be looked at; none while there is no pool."""
     run = scope._run
     return () if run is None else tuple(run.pool.gate.slots)

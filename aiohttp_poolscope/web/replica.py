@@ -8,7 +8,7 @@ from aiohttp_poolscope.errors import DatabaseUnavailable, PoolExhausted, Shuttin
 
 if TYPE_CHECKING:
     from aiohttp_poolscope.connection import ScopedConnection
-    from aiohttp_poolscope.driver import Link
+    from aiohttp_poolscope.driver import OpenConnection
     from aiohttp_poolscope.gate import Slot
     from aiohttp_poolscope.pool import Pool
 
@@ -54,6 +54,6 @@ class ReplicaOrHome:
             self.source = self.home
             await self.source.borrow(db, timeout)
 
-    def take_back(self, slot: Slot[Link]) -> None:
+    def take_back(self, slot: Slot[OpenConnection]) -> None:
         """To the pool that has lent it."""
         self.source.take_back(slot)

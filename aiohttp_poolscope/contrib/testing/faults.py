@@ -10,7 +10,7 @@ import math
 import socket
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from aiohttp_poolscope.config.dsn import Host
 from aiohttp_poolscope.connection.statements import Batch
@@ -109,7 +109,7 @@ class Faults:
         At the end of the block the database is back, and the pool has noticed: it serves at once.
         """
         pool = run_of(scope, "poolscope_faults.database_away(scope)").pool
-        driver = pool.driver
+        driver = cast(Driver, pool.driver)
         before = driver._search
         with socket.socket() as nobody:  # bound, and not listening: a connect is refused, and nobody gets the port
             nobody.bind(("127.0.0.1", 0))
@@ -156,7 +156,7 @@ def _text(sql: object) -> str:
 
 async def _kill(pool: Pool, aside: Link | None = None) -> int:
     """End every session of a pool, on a connection that is none of its own, and wait until they have ended."""
-    link = aside or await Driver.open(pool.driver)
+    link = aside or await Driver.open(cast(Driver, pool.driver))
     try:
         pids = sorted({slot.link.raw.get_backend_pid() for slot in pool.gate.slots if not slot.link.closed})
         cursor = link.raw.cursor()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from aiohttp_poolscope import PoolScope
-    from aiohttp_poolscope.driver import DatabaseError
+    from aiohttp_poolscope.driver import DatabaseError, OpenConnection
     from aiohttp_poolscope.pool import Lifecycle, Pool
 
 __all__ = ("Rollback",)
@@ -239,11 +239,11 @@ class _Told:
         self.link = link
         self.observer = link.observer
 
-    def failed(self, _link: Link, sql: object, duration: float, error: DatabaseError) -> None:
+    def failed(self, _link: OpenConnection, sql: object, duration: float, error: DatabaseError) -> None:
         if self.observer is not None:
             self.observer.failed(self.link, sql, duration, error)
 
-    def slow(self, _link: Link, sql: object, duration: float) -> None:
+    def slow(self, _link: OpenConnection, sql: object, duration: float) -> None:
         if self.observer is not None:
             self.observer.slow(self.link, sql, duration)
 
@@ -276,7 +276,7 @@ class RollbackDriver(Driver):
     """Opens one session, in which there is a transaction, and stand-ins for it."""
 
     def __init__(self, pool: Pool) -> None:
-        before, self._pool = pool.driver, pool
+        before, self._pool = cast(Driver, pool.driver), pool
         # The transaction idles whenever the test does, be it in a debugger.
         config = replace(pool.config, idle_in_transaction_timeout=None)
         super().__init__(config, before._name)
@@ -348,7 +348,7 @@ class Rollback:
         run = run_of(scope, call)
         pool = run.pool
         _unused(scope, call)
-        before, size = pool.driver, pool.gate.maxsize
+        before, size = cast(Driver, pool.driver), pool.gate.maxsize
         _install(pool)
         pool.expire()
         before.forget_empty()
