@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-__all__ = ("columns", "console", "show", "styled")
+    from aiohttp_poolscope.config import PoolConfig
+
+__all__ = ("columns", "console", "places", "show", "styled")
 
 GOOD, NOTED, DOUBTFUL, BAD = "green", "cyan", "yellow", "bold red"
 STYLES = {
@@ -57,6 +59,11 @@ def styled(lines: Iterable[str]) -> Text:
             text.stylize(style, begin, begin + len(word))
         texts.append(text)
     return Text("\n").join(texts)
+
+
+def places(config: PoolConfig) -> str:
+    """The hosts of a pool, as they were given."""
+    return ", ".join(f"{host.host or host.hostaddr or 'the local socket'}:{host.port}" for host in config.hosts)
 
 
 def columns(rows: Sequence[Sequence[str]], sides: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the demo watches while it runs, and what it proves at the end."""
+"""The demo's audit: observations while it runs, and what they prove at the end."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Watch:
 
 @dataclass
 class Audit:
-    """What must be true, and whether it is."""
+    """Checks, each with its outcome and its numbers."""
 
     lines: list[tuple[bool, str, str]] = field(default_factory=list)
 

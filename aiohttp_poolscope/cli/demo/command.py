@@ -11,6 +11,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any, Self
 
+from aiohttp_poolscope.cli.terminal import places
 from aiohttp_poolscope.config import PoolConfig
 from aiohttp_poolscope.contrib.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from aiohttp_poolscope.driver import DatabaseError, sqlstate
@@ -153,9 +154,8 @@ def _guide(url: str) -> list[str]:
 def _database(maxsize: int) -> Iterator[str]:
     given = os.environ.get("DATABASE_URL")
     if given:
-        config = PoolConfig.build(given)
-        hosts = ", ".join(f"{host.host or 'the local socket'}:{host.port}" for host in config.hosts)
-        print(f"DATABASE_URL is set: using {hosts}, in a schema of its own, {SCHEMA}, dropped at the end.")
+        where = places(PoolConfig.build(given))
+        print(f"DATABASE_URL is set: using {where}, in a schema of its own, {SCHEMA}, dropped at the end.")
         yield given
         return
     print("Starting a PostgreSQL of its own (set DATABASE_URL to use another)...", flush=True)

@@ -23,7 +23,7 @@ from .hosts import Looked, fitting, survey
 from .judge import judge, most_for, suggested
 from .judge_hosts import judge_hosts
 from .plan import add_load, as_dict, demanded, given, plan_lines
-from .server import Facts, examine, idle_lost
+from .server import Facts, examine, idle_lost, through_pooler
 
 if TYPE_CHECKING:
     import argparse
@@ -175,7 +175,7 @@ async def _look(key: str | None, config: PoolConfig, args: argparse.Namespace) -
 
 async def _idled(config: PoolConfig, facts: Facts, pause: float) -> Finding:
     if facts.pooler:
-        config = dataclasses.replace(config, pgbouncer=True, readonly=False, reset="rollback")
+        config = through_pooler(config)
     if sys.stderr.isatty():
         print(f"Holding a connection idle for {seconds(pause)}...", file=sys.stderr)
     lost = await idle_lost(config, pause)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from aiohttp_poolscope.config import PoolConfig
 
-__all__ = ("Facts", "Setting", "alone", "as_it_must_be", "examine", "idle_lost", "running")
+__all__ = ("Facts", "Setting", "alone", "as_it_must_be", "examine", "idle_lost", "running", "through_pooler")
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0}
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a setting is in a session: seconds where it is a duration, and who says so."""
+    """A setting of a session: its value, in seconds where it is a duration, and its source."""
 
     value: str | float
     source: str
@@ -57,7 +57,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What a server says of itself, and what could be seen of the way to it."""
+    """A server's account of itself, and what could be seen of the way to it."""
 
     host: str
     port: int
@@ -114,7 +114,7 @@ async def examine(config: PoolConfig) -> Facts:
         if not _refused(config, error):
             raise
         refuses_options = True
-        own = _through_pooler(own)
+        own = through_pooler(own)
         asked = await _ask(own)
     nothing = dataclasses.replace(
         own, statement_timeout=None, idle_in_transaction_timeout=None, abandon_interval=None, readonly=False
@@ -125,7 +125,7 @@ async def examine(config: PoolConfig) -> Facts:
 
 
 async def idle_lost(config: PoolConfig, seconds: float) -> str | None:
-    """Hold a connection idle for so long: what became of it, or None if it still answers."""
+    """Hold a connection idle for so long. Returns how it was lost, or None if it still answers."""
     async with running(dataclasses.replace(alone(config), keepalive=None)) as scope, scope.acquire() as db:
         await db.fetchval("SELECT 1")
         await asyncio.sleep(seconds)
@@ -137,20 +137,21 @@ async def idle_lost(config: PoolConfig, seconds: float) -> str | None:
 
 
 async def as_it_must_be(config: PoolConfig, ask: Callable[[PoolConfig], Awaitable[T]]) -> T:
-    """Ask as the pool would; through a PgBouncer that refuses that, without what it refuses."""
+    """Ask as the pool would; through a PgBouncer that refuses some of the settings, without these."""
     try:
         return await ask(config)
     except DatabaseUnavailable as error:
         if not _refused(config, error):
             raise
-    return await ask(_through_pooler(config))
+    return await ask(through_pooler(config))
 
 
 def _refused(config: PoolConfig, error: DatabaseUnavailable) -> bool:
     return not config.pgbouncer and "pgbouncer=True" in str(error)
 
 
-def _through_pooler(config: PoolConfig) -> PoolConfig:
+def through_pooler(config: PoolConfig) -> PoolConfig:
+    """The same settings without what a PgBouncer refuses."""
     return dataclasses.replace(config, pgbouncer=True, readonly=False, reset="rollback")
 
 

@@ -1,4 +1,4 @@
-"""What the database has of the service under `stress`: its sessions, seen from a connection of our own."""
+"""The database's view of the service under `stress`: its sessions, seen from a connection of our own."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from yarl import URL
 
 import aiohttp_poolscope as poolscope
-from aiohttp_poolscope.cli.terminal import console, show, styled
+from aiohttp_poolscope.cli.terminal import console, places, show, styled
 from aiohttp_poolscope.driver import DatabaseError
 from aiohttp_poolscope.errors import ConfigError, PoolScopeError
 
@@ -104,10 +104,7 @@ async def _source(args: argparse.Namespace) -> AsyncIterator[Source]:
     except ConfigError as error:
         raise UsageError(f"{error} (and a page begins with http:// or https://)") from error
     async with opened as scope:
-        hosts = ", ".join(
-            f"{host.host or host.hostaddr or 'the local socket'}:{host.port}" for host in scope.config.hosts
-        )
-        yield Server(scope, f"{await scope.fetchval('SELECT current_database()')} at {hosts}")
+        yield Server(scope, f"{await scope.fetchval('SELECT current_database()')} at {places(scope.config)}")
 
 
 def _page_url(text: str) -> URL:

@@ -21,7 +21,7 @@ NOW = ("size", "idle", "in_use", "opening", "repairing", "waiting", "minsize", "
 
 
 class Seats:
-    """Which cell of the page a connection has: the same one for as long as it is open."""
+    """The cells of the page: a connection keeps the same one for as long as it is open."""
 
     def __init__(self, scope: PoolScope) -> None:
         self._scope = scope
