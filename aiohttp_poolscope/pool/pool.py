@@ -11,8 +11,9 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from aiohttp_poolscope.driver import FAILED, IN_TRANSACTION
 from aiohttp_poolscope.errors import PoolScopeError
-from aiohttp_poolscope.events import Acquired, Released
+from aiohttp_poolscope.events import Acquired, Released, ReturnedDirty
 from aiohttp_poolscope.gate import Gate, Overload
 
 from . import hooks
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 __all__ = ("SILENCE_MARGIN", "Pool")
 
 logger = logging.getLogger("aiohttp_poolscope")
+
+IN_ANY_TRANSACTION = (IN_TRANSACTION, FAILED)
 
 STALLED = 60.0
 """Seconds without any connection coming back that are suspicious where statements have no limit."""
@@ -159,6 +162,8 @@ class Pool:
         else:
             self.gate.repair(slot, now)
             self.recycler.recycle(slot)
+            if ReturnedDirty in self._subscribed and slot.link.status in IN_ANY_TRANSACTION and holder._ended_well:
+                self.reporter.returned_dirty(holder, held)
         self.lease.record(held)
         if Released in self._subscribed:
             self.reporter.returned(holder, held)
