@@ -170,7 +170,7 @@ def test_it_says_which_backend_is_left(inner: Inner) -> None:
         app = make_app(dsn)
         async with TestClient(TestServer(app)) as client:
             assert (await client.get("/")).status == 200
-            name = app[SCOPE]._run.pool.driver._name
+            name = app[SCOPE]._run.pool.driver.name
         kept.append(psycopg2.connect(dsn, application_name=name))
         kept[0].cursor().execute("SELECT 'still here'")
     """

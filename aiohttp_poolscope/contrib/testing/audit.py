@@ -198,8 +198,8 @@ class Audit:
 
     def _ask_server(self, pool: Pool) -> None:
         """No backend of a pool that has ended may be left. One that cannot be asked has none."""
-        name = pool.driver._name
-        others = [run for run in self._runs if not run.draining and run.pool.driver._name == name]
+        name = pool.driver.name
+        others = [run for run in self._runs if not run.draining and run.pool.driver.name == name]
         if others or pool.config.request_tag == "application_name":
             return
         with contextlib.suppress(DatabaseUnavailable):

@@ -115,7 +115,7 @@ class Faults:
             nobody.bind(("127.0.0.1", 0))
             host = Host(host="127.0.0.1", port=nobody.getsockname()[1])
             aside = await Driver.open(driver)
-            driver._search = Search(replace(driver._config, hosts=(host,)))
+            driver._search = Search(replace(driver.config, hosts=(host,)))
             try:
                 await _kill(pool, aside)
                 yield

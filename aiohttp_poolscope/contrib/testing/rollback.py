@@ -279,7 +279,7 @@ class RollbackDriver(Driver):
         before, self._pool = pool.driver, pool
         # The transaction idles whenever the test does, be it in a debugger.
         config = replace(pool.config, idle_in_transaction_timeout=None)
-        super().__init__(config, before._name)
+        super().__init__(config, before.name)
         self.on_read_only_error = before.on_read_only_error
         self._session: Session | None = None
 
