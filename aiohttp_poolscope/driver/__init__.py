@@ -6,12 +6,14 @@ says what transaction it is in, cancels, and closes. Each oddity of the librarie
 
 from .driver import Driver
 from .errors import DatabaseError, cancelled_by_server, sqlstate, without_values
-from .link import FAILED, IDLE, IN_TRANSACTION, Link, StatementObserver
+from .link import FAILED, IDLE, IN_TRANSACTION, Link
+from .statement import BeforeStatement, StatementObserver
 
 __all__ = (
     "FAILED",
     "IDLE",
     "IN_TRANSACTION",
+    "BeforeStatement",
     "DatabaseError",
     "Driver",
     "Link",

@@ -57,7 +57,7 @@ class Pool:
     """The connections of one scope in one run of an application.
 
     ``queued`` is called when a borrow has joined the queue. ``attached`` is the number of requests that may still ask
-    for a connection; the middleware counts them.
+    for a connection; the middleware counts them. ``acquire_timeout``: seconds that a borrow waits, unless it says.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class Pool:
         self.config = config
         self.key = config.key
         self.stacks = config.stacks
+        self.acquire_timeout = config.acquire_timeout
         self.attached = 0
         self.clock = clock
         self.gate: Gate[Link] = Gate(
@@ -81,7 +82,7 @@ class Pool:
         self.wait = reporter.histogram("wait")
         self.lease = reporter.histogram("lease")
         self.inventory = Inventory(self.gate, driver, reporter, clock)
-        maintenance = Maintenance(config, driver, self, reporter)
+        self.maintenance = maintenance = Maintenance(config, driver, self, reporter)
         self.opener = Opener(config, self.gate, maintenance, self.tasks, reporter=reporter, clock=clock)
         self.recycler = Recycler(
             config,
@@ -136,7 +137,7 @@ class Pool:
         """
         hook = self.on_acquire
         begun = self._now()
-        end = begun + (self.config.acquire_timeout if timeout is None else timeout)
+        end = begun + (self.acquire_timeout if timeout is None else timeout)
         if not self.lend(db):
             if not db.running:
                 self.gate.make_room()

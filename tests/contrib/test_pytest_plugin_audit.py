@@ -95,6 +95,10 @@ async def test_it(client, path, poolscope_audit):
     await client.get("/" + path)
 """
 
+IN_A_BLOCK = FOR_THE_SESSION.replace("poolscope_audit):", "poolscope_audit, poolscope_rollback):").replace(
+    "    await client.get", "    async with poolscope_rollback.running(client.app[SCOPE]):\n        await client.get", 1
+)
+
 UNASKED = """
 @pytest.mark.parametrize("path", PATHS)
 async def test_unasked(dsn, path):
@@ -150,6 +154,14 @@ def test_who_leaves_something_fails(inner: Inner, tests: str) -> None:
     marks = {"leak": "# the line to name", "spawn": "# and this one"}
     for path, said in SAID.items():
         result.stdout.fnmatch_lines_random([f"*{said.format(line_of(marks.get(path, '')))}"])
+
+
+def test_in_a_block_that_is_rolled_back(inner: Inner) -> None:
+    """There, too, what was left is found, and the application and its first pool go on."""
+    result = inner.run(f"{LEFT}\nPATHS = ['', 'begin', 'drop_stream', 'fail', 'spawn']\n{IN_A_BLOCK}")
+    assert blamed(result) == {"begin", "spawn"}
+    for path in ("begin", "spawn"):
+        result.stdout.fnmatch_lines_random([f"*{SAID[path].format('*')}"])
 
 
 def test_nobody_is_audited_who_did_not_ask(inner: Inner) -> None:
