@@ -15,7 +15,7 @@ from .errors import ConfigError
 from .stats import Duration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from .stats import Lease
 
@@ -38,10 +38,12 @@ __all__ = (
     "Events",
     "Failed",
     "Leaked",
+    "LeaseCancelled",
     "Opened",
     "Refused",
     "Released",
     "RequestEvent",
+    "ReturnedDirty",
     "ReturnedLate",
     "Shed",
     "SlowStatement",
@@ -234,6 +236,26 @@ class ReturnedLate(RequestEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReturnedDirty(RequestEvent):
+    """A connection came back inside a transaction, and no error was the reason. Its writes are rolled back.
+
+    Its handler or block ended well, or called ``release()``; ``lease`` has the line that borrowed. A stream that was
+    left early is none.
+    """
+
+    kind: ClassVar[str] = "returned_dirty"
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseCancelled(RequestEvent):
+    """The drain ends a ``lease`` that has outlasted ``drain_grace``: its task is cancelled, or it is taken away."""
+
+    kind: ClassVar[str] = "lease_cancelled"
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerOpened(Event):
     """Requests are refused at once from now on: connecting has failed ``attempt`` times in a row, for the ``cause``."""
 
@@ -286,6 +308,8 @@ KINDS: tuple[type[Event], ...] = (
     SlowStatement,
     Leaked,
     ReturnedLate,
+    ReturnedDirty,
+    LeaseCancelled,
     BreakerOpened,
     BreakerClosed,
     DrainStarted,
@@ -315,6 +339,19 @@ class Events:
         for kind in KINDS:
             if not kinds or issubclass(kind, kinds):
                 self.subscribed[kind] = (*self.subscribed.get(kind, ()), callback)
+
+    @contextlib.contextmanager
+    def listening(self, callback: Callback, *kinds: type[Event]) -> Iterator[None]:
+        """Call ``callback(event)`` for these kinds and families inside the block."""
+        self.listen(callback, *kinds)
+        try:
+            yield
+        finally:
+            for kind, callbacks in tuple(self.subscribed.items()):
+                if callbacks == (callback,):
+                    del self.subscribed[kind]
+                else:
+                    self.subscribed[kind] = tuple(each for each in callbacks if each is not callback)
 
     def measure(self, callback: Callable[[float], object], of: Duration) -> None:
         """Call ``callback(seconds)`` for each duration of this kind."""

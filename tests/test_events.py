@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import time
@@ -152,16 +153,155 @@ async def test_a_leak_and_its_return(make_scope: Any, told: list[ev.Event]) -> N
         assert "test_events.py" in str(leaked.lease.where)
 
 
+async def begin(db: poolscope.ScopedConnection) -> None:
+    await db.execute("BEGIN")
+
+
+async def fail_inside(db: poolscope.ScopedConnection) -> None:
+    await db.execute("BEGIN")
+    with contextlib.suppress(psycopg2.Error):
+        await db.execute("SELECT 1/0")
+
+
+async def release_inside(db: poolscope.ScopedConnection) -> None:
+    await db.execute("BEGIN")
+    db.release()
+
+
+async def redirect_inside(db: poolscope.ScopedConnection) -> None:
+    await db.execute("BEGIN")
+    raise web.HTTPSeeOther("/elsewhere")
+
+
+async def catch_an_error_of_the_lease_before(db: poolscope.ScopedConnection) -> None:
+    with contextlib.suppress(ZeroDivisionError):
+        async with db.acquire():
+            raise ZeroDivisionError
+    await db.execute("BEGIN")
+
+
+async def raise_inside(db: poolscope.ScopedConnection) -> None:
+    await db.execute("BEGIN")
+    raise web.HTTPConflict
+
+
+async def break_inside(db: poolscope.ScopedConnection) -> None:
+    await db.execute("BEGIN")
+    raise ZeroDivisionError
+
+
+async def leave_a_stream(db: poolscope.ScopedConnection) -> None:
+    async for _ in db.stream("SELECT generate_series(1, 5000)"):
+        break
+
+
+async def commit(db: poolscope.ScopedConnection) -> None:
+    async with db.transaction() as tx:
+        await tx.execute("SELECT 1")
+
+
+DIRTY = (begin, fail_inside, release_inside, redirect_inside, catch_an_error_of_the_lease_before)
+NOT_DIRTY = (raise_inside, break_inside, leave_a_stream, commit)
+
+
+@pytest.mark.parametrize("reset", ["rollback", "full"])
+async def test_a_transaction_that_nobody_ended(dsn: str, serve: Serve, told: list[ev.Event], reset: str) -> None:
+    """A handler or a block that ends well inside a transaction is told, with its line; one that an error ends is not.
+
+    Nor is a stream that was left early, which has a transaction of its own.
+    """
+    app = web.Application()
+    scope = poolscope.setup(app, dsn, reset=reset, acquire="lazy")
+    scope.on_event(told.append, ev.ReturnedDirty)
+
+    async def handler(request: web.Request) -> web.Response:
+        await works[request.match_info["name"]](request["db"])
+        return web.Response()
+
+    works = {work.__name__: work for work in (*DIRTY, *NOT_DIRTY)}
+    app.router.add_get("/{name}", handler)
+    async with serve(app) as served:
+        for name in works:
+            await served.status(f"/{name}")
+        assert [event.path for event in told] == [f"/{work.__name__}" for work in DIRTY]  # type: ignore[attr-defined]
+        first = told[0]
+        assert isinstance(first, ev.ReturnedDirty)
+        assert (first.method, first.route, first.lease.path) == ("GET", "/{name}", first.path)
+        assert f"{__file__}:" in str(first.lease.where)
+        assert str(first.lease.where).endswith(" in begin")
+        told.clear()
+        for work in (*DIRTY[:3], *NOT_DIRTY):
+            with contextlib.suppress(ZeroDivisionError, web.HTTPException):
+                async with scope.acquire() as db:
+                    await work(db)
+        assert kinds(told) == ["returned_dirty"] * 3
+        assert {event.path for event in told} == {None}  # type: ignore[attr-defined]
+
+
+async def test_a_hook_that_fails_inside_a_transaction(make_scope: Any, told: list[ev.Event]) -> None:
+    """The error says it: nothing was believed to be written."""
+
+    async def on_acquire(db: poolscope.ScopedConnection) -> None:
+        await db.execute("BEGIN")
+        raise ZeroDivisionError
+
+    async with make_scope(on_acquire=on_acquire) as scope:
+        scope.on_event(told.append, ev.ReturnedDirty)
+        with pytest.raises(ZeroDivisionError):
+            await scope.fetchval("SELECT 1")
+    assert told == []
+
+
+async def test_leases_that_the_drain_ends(make_scope: Any, told: list[ev.Event]) -> None:
+    """One that outlasts ``drain_grace`` is told, whether its task is cancelled or has long left it; others are not."""
+    kept = []
+
+    async def hold(scope: poolscope.PoolScope, seconds: float) -> None:
+        async with scope.acquire():
+            await asyncio.sleep(seconds)
+
+    async def leave(scope: poolscope.PoolScope) -> None:
+        kept.append(await scope.acquire())
+
+    async with make_scope(maxsize=3, drain_grace=0.2, drain_timeout=5) as scope:
+        scope.on_event(told.append, ev.LeaseCancelled)
+        ends = [asyncio.create_task(hold(scope, seconds), name=f"for {seconds:g} s") for seconds in (0.05, 60)]
+        await asyncio.create_task(leave(scope), name="the leaver")
+        await until(lambda: scope.stats().in_use == 3)
+    assert {(event.kind, event.lease.task) for event in told} == {  # type: ignore[attr-defined]
+        ("lease_cancelled", "for 60 s"),
+        ("lease_cancelled", "the leaver"),
+    }
+    assert all("test_events.py" in str(event.lease.where) for event in told)  # type: ignore[attr-defined]
+    assert [end.cancelled() for end in ends] == [False, True]
+
+
 async def test_nothing_is_made_for_nobody(make_scope: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a callback no event of a borrow is made: the hot path pays nothing."""
     async with make_scope(maxsize=1) as scope:
         scope.on_event(lambda event: None, ev.Leaked)
-        for kind in (ev.Acquired, ev.Released, ev.Waited):
+        for kind in (ev.Acquired, ev.Released, ev.Waited, ev.ReturnedDirty):
             monkeypatch.setattr(kind, "__init__", None)  # to make one raises TypeError
         async with scope.acquire():
             waiting = asyncio.ensure_future(scope.fetchval("SELECT 1"))
             await until(lambda: scope.stats().waiting)
         assert await waiting == 1
+        async with scope.acquire() as db:
+            await db.execute("BEGIN")
+
+
+def test_who_listens_for_a_block() -> None:
+    """Afterwards it hears nothing any more, and those who go on hear as before."""
+    heard: list[str] = []
+    events = ev.Events(lambda _kind, error: heard.append(repr(error)))
+    told = {"pool": "db", "at": 0.0, "monotonic": 0.0}
+    events.listen(lambda event: heard.append(f"always {event.kind}"), ev.DrainStarted)
+    with events.listening(lambda event: heard.append(f"inside {event.kind}"), ev.DrainStarted, ev.Opened):
+        events.emit(ev.DrainStarted(**told, in_use=0))
+        events.emit(ev.Opened(**told, duration=0.1))
+    events.emit(ev.DrainStarted(**told, in_use=0))
+    assert heard == ["always drain_started", "inside drain_started", "inside opened", "always drain_started"]
+    assert set(events.subscribed) == {ev.DrainStarted}
 
 
 @pytest.mark.parametrize("error", [RuntimeError("mine"), asyncio.CancelledError()])

@@ -70,9 +70,11 @@ class Acquisition:
     async def __aenter__(self) -> ScopedConnection:
         return await self._borrow()
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, kind: object, *_: object) -> None:
         # A block inside another one, or after an eager borrow, is not the one that gives it back.
         if self._mine:
+            if kind is not None:
+                self._db._fail()
             self._db._give_back()
 
 
@@ -87,6 +89,7 @@ class ScopedConnection(Statements):
         "_borrowing",
         "_depth",
         "_ended",
+        "_failed_lease",
         "_lease",
         "_lender",
         "_link",
@@ -109,6 +112,7 @@ class ScopedConnection(Statements):
         self._link: OpenConnection | None = None
         self._slot: Slot[OpenConnection] | None = None
         self._lease = 0
+        self._failed_lease = 0
         self._depth = 0
         self._streaming = NOT_STREAMING
         self._borrowing = False
@@ -212,11 +216,20 @@ class ScopedConnection(Statements):
         if slot is not None:
             self._slot = self._link = None
             self._depth = 0
-            self._streaming = NOT_STREAMING
             self._lease += 1
             self._lender.take_back(slot)
+            self._streaming = NOT_STREAMING  # not before: the lender asks whether the lease has ended well
         if self._once and self._ended is None:
             self._end("its release()")
+
+    def _fail(self) -> None:
+        """An error has left the handler, or the block, that has the lease."""
+        self._failed_lease = self._lease
+
+    @property
+    def _ended_well(self) -> bool:
+        """Of the lease that ends: whether neither an error nor a stream that was left early is the end of it."""
+        return not self._streaming and self._failed_lease != self._lease - 1
 
     def _end(self, why: str) -> None:
         """No use after this. What is kept is only what the error needs: a request must not be kept alive by it."""

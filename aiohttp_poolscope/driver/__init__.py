@@ -7,12 +7,13 @@ says what transaction it is in, cancels, and closes. Each oddity of the librarie
 from .driver import Driver
 from .errors import DatabaseError, cancelled_by_server, sqlstate, without_values
 from .link import FAILED, IDLE, IN_TRANSACTION, Link
-from .port import Connector, OpenConnection, StatementObserver
+from .port import BeforeStatement, Connector, OpenConnection, StatementObserver
 
 __all__ = (
     "FAILED",
     "IDLE",
     "IN_TRANSACTION",
+    "BeforeStatement",
     "Connector",
     "DatabaseError",
     "Driver",

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import os
 import re
+import socket
 from typing import TYPE_CHECKING, Any, Final
 
 import aiopg
@@ -48,23 +49,25 @@ class Driver:
     aiopg fixes a pool's connection parameters when it is made, so there is one pool for each address, TLS mode and
     password in use, and for each DSN that a DSN function has named. Nobody ever waits inside one: they are unbounded,
     hold no idle connection, and are closed when the last link has gone.
+
+    ``config`` says where it connects to; ``name`` is what the server shows of its sessions.
     """
 
-    def __init__(self, config: PoolConfig, application_name: str, clock: Clock = SYSTEM) -> None:
+    def __init__(self, config: PoolConfig, application_name: str | None = None, clock: Clock = SYSTEM) -> None:
         self.on_read_only_error: Callable[[OpenConnection], None] | None = None
-        self._config = config
+        self.config = config
+        self.name = application_name or config.application_name or _default_name(config)
         self._clock = clock
         self._search = Search(config, clock)
         self._generation = 0
         self._pools: dict[tuple[object, ...], aiopg.Pool] = {}
         self._check_interval = config.abandon_interval is not None
-        self._name = application_name
         self._rows = ROWS[config.rows] if isinstance(config.rows, str) else config.rows
-        self._use(config)
+        self.use(config)
 
-    def _use(self, config: PoolConfig) -> None:
-        """Connect to where this says from now on."""
-        before, self._config = self._config, config
+    def use(self, config: PoolConfig) -> None:
+        """Connect to where this says from now on. Links that are open stay."""
+        before, self.config = self.config, config
         if (before.hosts, before.target, before.params) != (config.hosts, config.target, config.params):
             self._search = Search(config, self._clock)
             self._generation += 1
@@ -76,7 +79,7 @@ class Driver:
         # Told that a parameter in the options is unknown, libpq suspects application_name and connects again without
         # it. So that one stands in the options, too, unless libpq would find another one by itself.
         if config.pgbouncer or "PGAPPNAME" in os.environ:
-            self._params["application_name"] = self._name
+            self._params["application_name"] = self.name
 
     async def open(self) -> Link:
         """Connect to the first host that answers and has the wanted role, or raise DatabaseUnavailable."""
@@ -103,7 +106,7 @@ class Driver:
         if told is None and link.generation != self._generation:
             return False  # it ends by itself, and what we know now is not for where it leads
         if told is None:
-            async with asyncio.timeout(self._config.connect_timeout):
+            async with asyncio.timeout(self.config.connect_timeout):
                 other = await self._search.again(self._connect, link.target)
                 try:
                     told = await other.is_standby()
@@ -148,7 +151,7 @@ class Driver:
 
     async def _follow(self) -> None:
         """Ask the function that knows where the database is, if there is one."""
-        config = self._config
+        config = self.config
         if config.source is not None:
             dsn = await _asked(config.source, "DSN", config.connect_timeout)
             try:
@@ -158,10 +161,10 @@ class Driver:
             if (now.hosts, now.params, now.password, now.target) != (
                 config.hosts, config.params, config.password, config.target
             ):  # fmt: skip
-                self._use(now)
+                self.use(now)
 
     async def _password(self) -> str | None:
-        config = self._config
+        config = self.config
         given = config.password
         return await _asked(given, "password", config.connect_timeout) if callable(given) else given
 
@@ -181,19 +184,19 @@ class Driver:
                 None,
                 minsize=0,
                 maxsize=0,
-                enable_hstore=self._config.hstore,
+                enable_hstore=self.config.hstore,
                 **params,
             )
-        link = Link(await pool.acquire(), pool, target, self._rows, pgbouncer=self._config.pgbouncer, clock=self._clock)
+        link = Link(await pool.acquire(), pool, target, self._rows, pgbouncer=self.config.pgbouncer, clock=self._clock)
         link.generation = generation
         # Of a standby that was looked for, or in sessions that are read-only anyway, nobody expects to write.
-        if not self._config.readonly and self._config.target in ("any", "primary"):
+        if not self.config.readonly and self.config.target in ("any", "primary"):
             link.on_read_only_error = self.on_read_only_error
         return link
 
     def _options(self) -> str:
         """What the session starts with. DISCARD ALL returns to it, unlike to a SET."""
-        config = self._config
+        config = self.config
         given = self._params.get("options", "")
         if config.pgbouncer:
             return given
@@ -205,8 +208,12 @@ class Driver:
         ours = [f"-c {name}={max(1, round(limit * 1000))}" for name, limit in limits.items() if limit is not None]
         if config.readonly:
             ours.append("-c default_transaction_read_only=on")
-        ours.append("-c application_name=" + re.sub(r"([\\\s])", r"\\\1", self._name))
+        ours.append("-c application_name=" + re.sub(r"([\\\s])", r"\\\1", self.name))
         return " ".join([*ours, given]).strip()
+
+
+def _default_name(config: PoolConfig) -> str:
+    return config.default_application_name(socket.gethostname(), os.getpid())
 
 
 async def _asked(function: Callable[[], Any], what: str, limit: float) -> Any:

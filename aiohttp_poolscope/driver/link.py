@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import psycopg2
 import psycopg2.extensions
-import psycopg2.sql
 from aiopg.utils import ClosableQueue
 
 from aiohttp_poolscope.clock import SYSTEM
@@ -18,16 +17,17 @@ from aiohttp_poolscope.sql.session import needs_session
 from .errors import in_words
 from .libpq import request_cancel
 from .patches import go_on
+from .statement import with_comment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import aiopg
 
     from aiohttp_poolscope.clock import Clock
 
     from .address import Target
-    from .port import OpenConnection, StatementObserver
+    from .port import BeforeStatement, OpenConnection, StatementObserver
 
 __all__ = ("FAILED", "IDLE", "IN_TRANSACTION", "Link")
 
@@ -58,15 +58,6 @@ OTHER_LOOP = (
 )
 
 
-def with_comment(sql: Any, comment: str, params: Any) -> Any:
-    """A statement with a comment at its end."""
-    if params is not None:
-        comment = comment.replace("%", "%%")  # else psycopg2 would take it for a parameter
-    if isinstance(sql, bytes):
-        return sql + comment.encode()
-    return sql + (comment if isinstance(sql, str) else psycopg2.sql.SQL(comment))
-
-
 class Link:
     """One open connection.
 
@@ -75,8 +66,9 @@ class Link:
     ``closing_error`` is why somebody else closed it, as the error its user gets.
     ``on_read_only_error`` is called when a write meets a read-only transaction; None where that is no surprise.
     ``generation``: which of the addresses that a DSN function has named it came from.
-    ``comment``: what is added to each statement's text; ``observer`` is told of those that fail, or take
-    longer than ``slow_after`` seconds. ``listening``: somebody may wait for notifications.
+    ``comment``: what is added to each statement's text; ``before``: what is awaited before each is sent; ``observer``
+    is told of those that fail, or take longer than ``slow_after`` seconds. ``listening``: somebody may wait for
+    notifications.
     ``role``: whether it was to be a standby, None if no matter; ``role_matches``: whether it was when it was opened.
     """
 
@@ -89,6 +81,7 @@ class Link:
         "_now",
         "_owner",
         "aio",
+        "before",
         "cancelling",
         "closing_error",
         "comment",
@@ -125,6 +118,7 @@ class Link:
         self.on_read_only_error: Callable[[OpenConnection], None] | None = None
         self.observer: StatementObserver | None = None
         self.slow_after: float | None = None
+        self.before: Sequence[BeforeStatement] = ()
         self.comment = ""
         self.running_since: float | None = None
         self.closing_error: PoolScopeError | None = None
@@ -269,6 +263,8 @@ class Link:
         cancelled (a statement still in flight can be cancelled on the server, and the connection kept).
         """
         aio = self.aio
+        if self.before:
+            timeout = await self._await_before(sql, timeout)
         if self.busy:
             raise ConnectionBusy(BUSY)
         if asyncio.get_running_loop() is not self._loop:
@@ -294,12 +290,15 @@ class Link:
             self.running_since = None
             aio._waiter = None
             del waiter  # it holds the error, whose traceback holds this frame
-            if timer is not None:
-                timer.cancel()
-            if self._closing is not None or self.listening:
-                self._wind_up()
+            if timer is not None or self._closing is not None or self.listening:
+                self._wind_up(timer)
             if self.slow_after is not None and (took := self._now() - begun) >= self.slow_after and self.observer:
                 self.observer.slow(self, sql, took)
+
+    async def _await_before(self, sql: object, timeout: float | None) -> float | None:
+        for each in tuple(self.before):
+            timeout = await each(self, sql, timeout)
+        return timeout
 
     def time_out(self, limit: float) -> None:
         """The statement in flight has had its ``limit`` seconds: cancel it on the server, or else close."""
@@ -308,7 +307,9 @@ class Link:
             self._closing = self._loop.call_later(CANCEL_MARGIN, self.fail, self._late)
             self.cancel()
 
-    def _wind_up(self) -> None:
+    def _wind_up(self, timer: asyncio.TimerHandle | None) -> None:
+        if timer is not None:
+            timer.cancel()
         if self._closing is not None:
             self._closing.cancel()
             self._closing = self._late = None

@@ -10,18 +10,22 @@ Whoever implements it keeps three rules:
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
     from aiohttp_poolscope.errors import PoolScopeError
 
     from .address import Target
     from .errors import DatabaseError
 
-__all__ = ("Connector", "OpenConnection", "StatementObserver")
+__all__ = ("BeforeStatement", "Connector", "OpenConnection", "StatementObserver")
+
+BeforeStatement = Callable[["OpenConnection", object, float | None], Awaitable[float | None]]
+"""Awaited with a connection, a statement and its time limit before it is sent. Returns the limit that is left."""
 
 
 class StatementObserver(Protocol):
@@ -45,8 +49,10 @@ class OpenConnection(Protocol):
     comment: str
     """Added to the text of each statement. The pool sets it, and a ping empties it."""
     observer: StatementObserver | None
+    before: Sequence[BeforeStatement]
+    """Awaited before each statement, mostly nothing. Set with the next two, once, after the connection was opened."""
     slow_after: float | None
-    """Seconds from which on a statement is slow; None: none is. Both are set once, after the connection was opened."""
+    """Seconds from which on a statement is slow; None: none is."""
     running_since: float | None
     """When the statement in flight was sent, by the pool's clock; None: there is none."""
     cancelling: asyncio.Future[None] | None
@@ -133,6 +139,10 @@ class OpenConnection(Protocol):
 
 class Connector(Protocol):
     """What opens connections for one pool."""
+
+    @property
+    def name(self) -> str:
+        """What the server shows of its sessions, as application_name."""
 
     on_read_only_error: Callable[[OpenConnection], None] | None
     """Called with a connection on which a write was refused as read-only. The pool sets it."""

@@ -10,6 +10,8 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from aiohttp_poolscope.events import LeaseCancelled
+
 from .holders import holders, leases
 
 if TYPE_CHECKING:
@@ -72,7 +74,11 @@ class Drain:
 
     def _cancel(self) -> int:
         """End the grace: whoever still holds or awaits a connection is cancelled."""
-        self._pool.gate.close()
+        pool, now = self._pool, self._now()
+        pool.gate.close()
+        if LeaseCancelled in pool.reporter.subscribed:
+            for slot, db in holders(pool.gate):
+                pool.reporter.lease_cancelled(db, now - slot.since)
         tasks = self._tasks()
         for task in tasks:
             task.cancel("the application is shutting down")

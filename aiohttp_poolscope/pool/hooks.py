@@ -93,6 +93,7 @@ async def prepare(lender: Lender, hook: Any, db: ScopedConnection, slot: Slot[Op
             await _call(hook, first, slot.link)
     except BaseException as error:
         slot.expires = float("-inf")
+        first._fail()
         first._give_back()
         if isinstance(error, TimeoutError) and timer.expired():
             raise PoolExhausted(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import socket
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from aiohttp_poolscope.capacity.limits import LIMITS, Limits, overdrawn
@@ -23,20 +22,24 @@ from .housekeeper import Housekeeper
 from .pool import Pool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from aiohttp_poolscope.clock import Clock
     from aiohttp_poolscope.config import PoolConfig
     from aiohttp_poolscope.driver import Connector
     from aiohttp_poolscope.events import Events
 
-__all__ = ("Lifecycle", "lifecycles", "observing")
+__all__ = ("Lifecycle", "lifecycles", "observing", "supplying")
 
 logger = logging.getLogger("aiohttp_poolscope")
 
 
+Supply = Callable[["PoolConfig"], "tuple[PoolConfig, Connector] | None"]
+"""Asked for the driver of a lifecycle, and for the config that goes with it; None: its own."""
+
 _alive: weakref.WeakSet[Lifecycle] = weakref.WeakSet()
 _observers: list[Callable[[Lifecycle], None]] = []
+_supplies: list[Supply] = []
 
 
 @contextlib.contextmanager
@@ -47,6 +50,16 @@ def observing(observer: Callable[[Lifecycle], None]) -> Iterator[None]:
         yield
     finally:
         _observers.remove(observer)
+
+
+@contextlib.contextmanager
+def supplying(supply: Supply) -> Iterator[None]:
+    """Ask ``supply(config)`` for the driver of each lifecycle that is made inside the block, unless it is given one."""
+    _supplies.append(supply)
+    try:
+        yield
+    finally:
+        _supplies.remove(supply)
 
 
 def lifecycles() -> list[Lifecycle]:
@@ -63,9 +76,11 @@ class Lifecycle:
     def __init__(
         self, config: PoolConfig, events: Events, driver: Connector | None = None, clock: Clock = SYSTEM
     ) -> None:
+        if driver is None:
+            config, driver = _supplied(config, clock)
+        self.events = events
         self._config = config
-        name = config.application_name or config.default_application_name(socket.gethostname(), os.getpid())
-        self.pool = Pool(config, events, driver or Driver(config, name, clock), clock=clock, queued=self._on_queued)
+        self.pool = Pool(config, events, driver, clock=clock, queued=self._on_queued)
         self._housekeeper = Housekeeper(self.pool)
         self._drain = Drain(self.pool)
         self._ending: asyncio.Task[None] | None = None
@@ -171,3 +186,8 @@ class Lifecycle:
 
     def _on_queued(self) -> None:
         self._housekeeper.wake()
+
+
+def _supplied(config: PoolConfig, clock: Clock) -> tuple[PoolConfig, Connector]:
+    found = (supply(config) for supply in tuple(_supplies))
+    return next((each for each in found if each is not None), (config, Driver(config, clock=clock)))

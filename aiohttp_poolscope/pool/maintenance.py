@@ -13,15 +13,19 @@ from . import hooks
 if TYPE_CHECKING:
     from aiohttp_poolscope.config import PoolConfig
     from aiohttp_poolscope.connection import Lender
-    from aiohttp_poolscope.driver import Connector, OpenConnection, StatementObserver
+    from aiohttp_poolscope.driver import BeforeStatement, Connector, OpenConnection, StatementObserver
 
 __all__ = ("Maintenance",)
 
 
 class Maintenance:
-    """Creates, pings and restores connections. It knows no gate, and needs no pool but as the lender that hooks see."""
+    """Creates, pings and restores connections. It knows no gate, and needs no pool but as the lender that hooks see.
+
+    ``before``: what is awaited before each statement of the connections; it may be changed at any time.
+    """
 
     def __init__(self, config: PoolConfig, driver: Connector, lender: Lender, observer: StatementObserver) -> None:
+        self.before: list[BeforeStatement] = []
         self._config = config
         self._driver = driver
         self._lender = lender
@@ -31,7 +35,7 @@ class Maintenance:
         """Open a connection and run ``on_connect`` with it. Closed again if that fails, with DatabaseUnavailable."""
         link = await self._driver.open()
         try:
-            link.observer, link.slow_after = self._observer, self._config.slow_threshold
+            link.observer, link.slow_after, link.before = self._observer, self._config.slow_threshold, self.before
             if self._config.on_connect is not None:
                 await self._run_on_connect(link)
         except BaseException:

@@ -11,8 +11,9 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from aiohttp_poolscope.driver import FAILED, IN_TRANSACTION
 from aiohttp_poolscope.errors import PoolScopeError
-from aiohttp_poolscope.events import Acquired, Released
+from aiohttp_poolscope.events import Acquired, Released, ReturnedDirty
 from aiohttp_poolscope.gate import Gate, Overload
 
 from . import hooks
@@ -40,6 +41,8 @@ __all__ = ("SILENCE_MARGIN", "Pool")
 
 logger = logging.getLogger("aiohttp_poolscope")
 
+IN_ANY_TRANSACTION = (IN_TRANSACTION, FAILED)
+
 STALLED = 60.0
 """Seconds without any connection coming back that are suspicious where statements have no limit."""
 
@@ -54,7 +57,7 @@ class Pool:
     """The connections of one scope in one run of an application.
 
     ``queued`` is called when a borrow has joined the queue. ``attached`` is the number of requests that may still ask
-    for a connection; the middleware counts them.
+    for a connection; the middleware counts them. ``acquire_timeout``: seconds that a borrow waits, unless it says.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Pool:
         self.config = config
         self.key = config.key
         self.stacks = config.stacks
+        self.acquire_timeout = config.acquire_timeout
         self.attached = 0
         self.clock = clock
         self.gate: Gate[OpenConnection] = Gate(
@@ -78,7 +82,7 @@ class Pool:
         self.wait = reporter.histogram("wait")
         self.lease = reporter.histogram("lease")
         self.inventory = Inventory(self.gate, driver, reporter, clock)
-        maintenance = Maintenance(config, driver, self, reporter)
+        self.maintenance = maintenance = Maintenance(config, driver, self, reporter)
         self.opener = Opener(config, self.gate, maintenance, self.tasks, reporter=reporter, clock=clock)
         self.recycler = Recycler(
             config,
@@ -133,7 +137,7 @@ class Pool:
         """
         hook = self.on_acquire
         begun = self._now()
-        end = begun + (self.config.acquire_timeout if timeout is None else timeout)
+        end = begun + (self.acquire_timeout if timeout is None else timeout)
         if not self.lend(db):
             if not db.running:
                 self.gate.make_room()
@@ -159,6 +163,8 @@ class Pool:
         else:
             self.gate.repair(slot, now)
             self.recycler.recycle(slot)
+            if ReturnedDirty in self._subscribed and slot.link.status in IN_ANY_TRANSACTION and holder._ended_well:
+                self.reporter.returned_dirty(holder, held)
         self.lease.record(held)
         if Released in self._subscribed:
             self.reporter.returned(holder, held)

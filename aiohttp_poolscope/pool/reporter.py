@@ -77,6 +77,14 @@ class Reporter:
         """A lease that was reported as a leak has ended after all."""
         self.emit(ev.ReturnedLate, db, lease=describe(db, held))
 
+    def returned_dirty(self, db: ScopedConnection, held: float) -> None:
+        """A lease that ended well has come back inside a transaction."""
+        self.emit(ev.ReturnedDirty, db, lease=describe(db, held))
+
+    def lease_cancelled(self, db: ScopedConnection, held: float) -> None:
+        """The drain ends a lease."""
+        self.emit(ev.LeaseCancelled, db, lease=describe(db, held))
+
     def closed(self, slot: Slot[OpenConnection], reason: ev.CloseReason, cause: str | None) -> None:
         """A connection was closed."""
         self.emit(ev.Closed, reason=reason, unused=max(0.0, self._clock.monotonic() - slot.used), cause=cause)

@@ -99,6 +99,7 @@ class Middleware(Outside):
             else:
                 response = await handler(request)
         except BaseException as error:
+            _note_failure(db, error)
             refusal = _answer_to(error, request, draining=pool.gate.draining)
             if refusal is None:
                 raise
@@ -163,6 +164,16 @@ def _home_of(attached: Any) -> object:
     return lender.home if isinstance(lender, ReplicaOrHome) else lender
 
 
+def _is_redirect(error: BaseException) -> bool:
+    """Whether it is an answer that is raised, and no error: ``raise web.HTTPFound(...)``."""
+    return isinstance(error, web.HTTPException) and error.status < web.HTTPBadRequest.status_code
+
+
+def _note_failure(db: ScopedConnection, error: BaseException) -> None:
+    if not _is_redirect(error):
+        db._fail()
+
+
 def _answer_to(error: BaseException, request: web.Request, *, draining: bool = False) -> web.Response | None:
     """The answer to what left a handler; None for what is not ours to answer.
 
@@ -220,7 +231,7 @@ async def _in_transaction(
             try:
                 response = await handler(request)
             except web.HTTPException as raised:
-                if raised.status >= web.HTTPBadRequest.status_code:
+                if not _is_redirect(raised):
                     raise
                 response = redirect = raised
             if response.status >= web.HTTPBadRequest.status_code:

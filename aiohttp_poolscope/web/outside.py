@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
     from aiohttp_poolscope.config import PoolConfig
     from aiohttp_poolscope.connection import Isolation, Transaction
-    from aiohttp_poolscope.driver import OpenConnection
+    from aiohttp_poolscope.driver import Connector, OpenConnection
     from aiohttp_poolscope.events import Event
     from aiohttp_poolscope.gate import Slot
     from aiohttp_poolscope.pool import Pool
     from aiohttp_poolscope.stats import Duration
 
-__all__ = ("Outside", "State", "current", "is_plain", "slots_of")
+__all__ = ("Outside", "State", "current", "is_plain", "on_another_run", "run_of", "slots_of")
 
 T = TypeVar("T")
 C = TypeVar("C", bound="Callable[[Event], object]")
@@ -55,6 +55,34 @@ def slots_of(scope: Outside) -> tuple[Slot[OpenConnection], ...]:
     """The connections that a scope has open, to be looked at; none while there is no pool."""
     run = scope._run
     return () if run is None else tuple(run.pool.gate.slots)
+
+
+def run_of(scope: Outside) -> Lifecycle | None:
+    """The run of a scope's pool; None while there is none."""
+    return scope._run
+
+
+@contextlib.asynccontextmanager
+async def on_another_run(scope: Outside, config: PoolConfig, driver: Connector) -> AsyncIterator[Lifecycle]:
+    """A scope that runs has a second run for the block, whose connections ``driver`` opens; the first one idles.
+
+    Requests that begin inside the block belong to the second. Not public: for tests.
+    """
+    first = scope._run
+    if first is None:
+        raise scope._not_serving()
+    second = Lifecycle(config, scope._events, driver)
+    await second.start()
+    scope._run = second
+    try:
+        yield second
+    finally:
+        ended = second.draining
+        if scope._run is second:
+            scope._run = first
+        await asyncio.shield(second.begin_drain())
+        if ended:  # its application did inside the block, and knew of this one only
+            await asyncio.shield(first.begin_drain())
 
 
 class Outside:

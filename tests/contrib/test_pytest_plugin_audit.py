@@ -95,6 +95,10 @@ async def test_it(client, path, poolscope_audit):
     await client.get("/" + path)
 """
 
+IN_A_BLOCK = FOR_THE_SESSION.replace("poolscope_audit):", "poolscope_audit, poolscope_rollback):").replace(
+    "    await client.get", "    async with poolscope_rollback.running(client.app[SCOPE]):\n        await client.get", 1
+)
+
 UNASKED = """
 @pytest.mark.parametrize("path", PATHS)
 async def test_unasked(dsn, path):
@@ -152,6 +156,14 @@ def test_who_leaves_something_fails(inner: Inner, tests: str) -> None:
         result.stdout.fnmatch_lines_random([f"*{said.format(line_of(marks.get(path, '')))}"])
 
 
+def test_in_a_block_that_is_rolled_back(inner: Inner) -> None:
+    """There, too, what was left is found, and the application and its first pool go on."""
+    result = inner.run(f"{LEFT}\nPATHS = ['', 'begin', 'drop_stream', 'fail', 'spawn']\n{IN_A_BLOCK}")
+    assert blamed(result) == {"begin", "spawn"}
+    for path in ("begin", "spawn"):
+        result.stdout.fnmatch_lines_random([f"*{SAID[path].format('*')}"])
+
+
 def test_nobody_is_audited_who_did_not_ask(inner: Inner) -> None:
     """Without the fixture nothing is looked at; and a test that failed for its own reason is reported once."""
     result = inner.run(f"{LEFT}\nPATHS = ['begin', 'leak', 'spawn']\n{UNASKED}")
@@ -170,7 +182,7 @@ def test_it_says_which_backend_is_left(inner: Inner) -> None:
         app = make_app(dsn)
         async with TestClient(TestServer(app)) as client:
             assert (await client.get("/")).status == 200
-            name = app[SCOPE]._run.pool.driver._name
+            name = app[SCOPE]._run.pool.driver.name
         kept.append(psycopg2.connect(dsn, application_name=name))
         kept[0].cursor().execute("SELECT 'still here'")
     """

@@ -342,11 +342,14 @@ async def test_a_scope_that_runs(database: Database, make_scope: Any, rollback: 
     async with make_scope(maxsize=3) as scope:
         with pytest.raises(poolscope.ConfigError, match="serving already"):
             rollback(scope)
+        before = scope.stats()
         for _ in range(2):
             async with rollback.running(scope):
+                assert scope.stats().lent == 0
                 await asyncio.gather(*(scope.execute("INSERT INTO t VALUES (%s)", (n,)) for n in range(5)))
                 assert await count(scope) == 5
-            assert await count(scope) == 0
+            assert scope.stats() == before
+            assert database.sql("SELECT id FROM t") == []
         await scope.execute("INSERT INTO t VALUES (1)")
         assert database.sql("SELECT id FROM t") == [(1,)]
         async with scope.acquire():

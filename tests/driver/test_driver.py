@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 from typing import Any
 
 import psycopg2
 import psycopg2.extras
 import pytest
 
+from aiohttp_poolscope.config import PoolConfig
 from aiohttp_poolscope.driver import FAILED, IDLE, IN_TRANSACTION, sqlstate
 from aiohttp_poolscope.errors import ConnectionBusy, DatabaseUnavailable, QueryTimeout
 from tests.conftest import Database, until
@@ -123,6 +125,48 @@ async def test_one_statement_at_a_time(dsn: str) -> None:
             await link.run(link.cursor(), "SELECT 2")
         await other
         raw.close()
+
+
+async def test_what_is_awaited_before_a_statement(dsn: str) -> None:
+    """Each in turn, with what the one before has left of the time; one that raises is the statement's end."""
+    seen: list[Any] = []
+
+    async def first(link: Any, sql: object, timeout: float | None) -> float | None:
+        seen.append((sql, timeout))
+        return 0.05
+
+    async def second(link: Any, sql: object, timeout: float | None) -> float | None:
+        seen.append((sql, timeout))
+        if sql == "SELECT 1":
+            raise ZeroDivisionError
+        return timeout
+
+    async with linked(dsn) as link:
+        link.before = (first, second)
+        with pytest.raises(QueryTimeout, match=r"within 0\.05 s"):
+            await link.run(link.cursor(), "SELECT pg_sleep(60)", timeout=70)
+        with pytest.raises(ZeroDivisionError):
+            await link.run(link.cursor(), "SELECT 1")
+        link.before = ()
+        assert await ask(link, "SELECT 2") == 2
+    assert seen == [
+        (sql, left) for sql, given in (("SELECT pg_sleep(60)", 70), ("SELECT 1", None)) for left in (given, 0.05)
+    ]
+
+
+async def test_it_follows_another_config(dsn: str) -> None:
+    """``use``: what is opened from now on goes where that says; what is open stays."""
+    async with driving(dsn) as driver:
+        before = driver.config
+        link = await driver.open()
+        driver.use(replace(before, hosts=PoolConfig.build("postgresql://127.0.0.1:1/app").hosts))
+        with pytest.raises(DatabaseUnavailable, match=r"127\.0\.0\.1:1"):
+            await driver.open()
+        driver.use(before)
+        other = await driver.open()
+        assert [await ask(each, "SELECT 42") for each in (link, other)] == [42, 42]
+        link.close()
+        other.close()
 
 
 async def test_a_large_result_is_not_kept(dsn: str) -> None:

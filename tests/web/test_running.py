@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
 
 import aiohttp_poolscope as poolscope
+from aiohttp_poolscope.driver import Driver
+from aiohttp_poolscope.web.outside import on_another_run, run_of
 from tests.conftest import until
 
 if TYPE_CHECKING:
@@ -151,3 +155,48 @@ def test_ctrl_c(dsn: str, database: Database) -> None:
     assert "poolscope" not in [line.split(":")[0] for line in said.splitlines()]
     assert database.sql("SELECT to_regclass('interrupted')") == [(None,)]
     assert database.backends() == []
+
+
+async def test_on_another_run(make_scope: Any, database: Database) -> None:
+    """For the block a scope has a second pool, with numbers of its own; the first keeps its connections and goes on."""
+    async with make_scope(minsize=2, maxsize=2, key="db") as scope:
+        assert await scope.fetchval("SELECT 42") == 42
+        before, pids = scope.stats(), set(database.backends("pid"))
+        config = replace(scope.config, minsize=1, maxsize=1, application_name="another")
+        async with on_another_run(scope, config, Driver(config)) as run:
+            assert run_of(scope) is run
+            assert (scope.state, scope.stats().lent, scope.stats().maxsize) == ("serving", 0, 1)
+            assert await scope.fetchval("SHOW application_name") == "another"
+            assert pids < set(database.backends("pid"))
+        assert (run.ended, scope.state) == (True, "serving")
+        assert scope.stats() == before
+        assert await scope.fetchval("SHOW application_name") != "another"
+        await until(lambda: set(database.backends("pid")) == pids, "the end of the other")
+        with pytest.raises(poolscope.DatabaseUnavailable):
+            async with on_another_run(scope, nowhere := nobody(config), Driver(nowhere)):
+                pytest.fail("it was entered")
+        assert await scope.fetchval("SELECT 42") == 42
+
+
+def nobody(config: poolscope.PoolConfig) -> poolscope.PoolConfig:
+    return replace(config, hosts=poolscope.PoolConfig.build("postgresql://127.0.0.1:1/app").hosts)
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_the_end_inside_of_another_run(dsn: str, database: Database, *, again: bool) -> None:
+    """A scope that ends inside the block leaves nothing: both of its pools are closed. It may be running again."""
+    scope = poolscope.PoolScope(dsn)
+    with pytest.raises(poolscope.PoolScopeError, match="is not started"):
+        async with on_another_run(scope, scope.config, Driver(scope.config)):
+            pytest.fail("it was entered")
+    running, other, third = (contextlib.AsyncExitStack() for _ in range(3))
+    async with running, other, third:
+        await running.enter_async_context(scope.running())
+        await other.enter_async_context(on_another_run(scope, scope.config, Driver(scope.config)))
+        await running.aclose()
+        assert scope.state == "closed"
+        if again:
+            await third.enter_async_context(scope.running())
+        await other.aclose()
+        assert scope.state == ("serving" if again else "closed")
+    await until(lambda: not database.backends(), "the end of the connections")

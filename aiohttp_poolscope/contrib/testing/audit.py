@@ -10,13 +10,13 @@ import sys
 import time
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from aiohttp_poolscope.connection import ScopedConnection
-from aiohttp_poolscope.driver import FAILED, IN_TRANSACTION, Driver
+from aiohttp_poolscope.driver import Driver
 from aiohttp_poolscope.errors import DatabaseUnavailable
+from aiohttp_poolscope.events import LeaseCancelled, ReturnedDirty
 from aiohttp_poolscope.pool import lifecycles, observing
 from aiohttp_poolscope.pool.holders import describe, holders
 from aiohttp_poolscope.web.outside import current
@@ -26,7 +26,10 @@ from .database import elsewhere
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from aiohttp_poolscope.connection import ScopedConnection
+    from aiohttp_poolscope.events import Event, Events
     from aiohttp_poolscope.pool import Lifecycle, Pool
+    from aiohttp_poolscope.stats import Lease
 
 __all__ = ("Audit",)
 
@@ -62,6 +65,8 @@ class Audit:
         self.passed = False
         self.scheduled = False
         self._runs: list[Lifecycle] = []
+        self._scopes: set[Events] = set()
+        self._subscriptions = contextlib.ExitStack()
         self._known: set[tuple[int, int]] = set()
         self._factories: dict[asyncio.AbstractEventLoop, Any] = {}
         self._born: list[Born] = []
@@ -72,18 +77,10 @@ class Audit:
         for run in lifecycles():
             self._known.update((id(db), db._lease) for _, db in holders(run.pool.gate))
             self._made(run)
-        let_go = ScopedConnection._give_back
-
-        def look_and_give_back(db: ScopedConnection) -> None:
-            self._look_at_transaction(db)
-            let_go(db)
-
-        ScopedConnection._give_back = look_and_give_back  # type: ignore[method-assign,assignment]
         try:
-            with observing(self._made):
+            with observing(self._made), self._subscriptions:
                 yield self
         finally:
-            ScopedConnection._give_back = let_go  # type: ignore[method-assign]
             for loop, factory in self._factories.items():
                 if not loop.is_closed():
                     loop.set_task_factory(factory)
@@ -125,15 +122,9 @@ class Audit:
 
     def _made(self, run: Lifecycle) -> None:
         self._runs.append(run)
-        drain = run._drain
-        cancel = drain._cancel
-
-        def look_and_cancel() -> int:
-            for _, db in holders(run.pool.gate):
-                self._found_lease(db, "the application ended, and drain_grace with it")
-            return cancel()
-
-        drain._cancel = look_and_cancel  # type: ignore[method-assign]
+        if run.events not in self._scopes:
+            self._scopes.add(run.events)
+            self._subscriptions.enter_context(run.events.listening(self._hear, ReturnedDirty, LeaseCancelled))
         loop = run.pool.tasks.loop
         if loop not in self._factories and not loop.is_closed():
             self._factories[loop] = before = loop.get_task_factory()
@@ -150,20 +141,21 @@ class Audit:
 
         return make
 
-    def _look_at_transaction(self, db: ScopedConnection) -> None:
-        # A stream that was dropped halfway has a transaction, too, but that is how streams are.
-        slot = db._slot
-        if slot is None or db._streaming or self._run_of(db) is None:
+    def _hear(self, event: Event) -> None:
+        if isinstance(event, ReturnedDirty):
+            self._say(f"a transaction was left open by {_whose(event.lease)}: it was rolled back")
             return
-        if slot.link.status in (IN_TRANSACTION, FAILED):
-            self._say(f"a transaction was left open by {_whose(db)}: it was rolled back")
+        for run in self._runs:  # which of them are known already, an event does not say
+            if run.draining:
+                for _, db in holders(run.pool.gate):
+                    self._found_lease(db, "the application ended, and drain_grace with it")
 
     def _found_lease(self, db: ScopedConnection, when: str) -> None:
         key = (id(db), db._lease)
         if key not in self._known:
             self._known.add(key)
             inside = ", in a transaction" if db.in_transaction else ""
-            self._say(f"a connection was left in use{inside} by {_whose(db)} ({when})")
+            self._say(f"a connection was left in use{inside} by {_whose(describe(db, 0.0))} ({when})")
 
     def _found_task(self, born: Born) -> None:
         if (task := born.left) is not None:
@@ -198,8 +190,8 @@ class Audit:
 
     def _ask_server(self, pool: Pool) -> None:
         """No backend of a pool that has ended may be left. One that cannot be asked has none."""
-        name = cast(Driver, pool.driver)._name
-        others = [run for run in self._runs if not run.draining and cast(Driver, run.pool.driver)._name == name]
+        name = pool.driver.name
+        others = [run for run in self._runs if not run.draining and run.pool.driver.name == name]
         if others or pool.config.request_tag == "application_name":
             return
         with contextlib.suppress(DatabaseUnavailable):
@@ -234,16 +226,10 @@ def _pool_of(db: ScopedConnection) -> object:
     return getattr(db._lender, "source", db._lender)
 
 
-def _whose(db: ScopedConnection) -> str:
-    slot = db._slot
-    lease = describe(db, 0.0 if slot is None else time.monotonic() - slot.since)
-    who = _request(db) if lease.method else f"task {lease.task!r}"
-    return f"{who}, borrowed at {lease.where}"
-
-
-def _request(db: ScopedConnection) -> str:
+def _whose(lease: Lease) -> str:
     # Its path is forgotten with the request.
-    return db.who if db.client is None else f"{db.method} {db.client.rel_url.raw_path}"
+    who = f"{lease.method} {lease.path or lease.route}" if lease.method else f"task {lease.task!r}"
+    return f"{who}, borrowed at {lease.where}"
 
 
 def _where() -> str:

@@ -5,8 +5,6 @@ savepoint of its own there, so that its failure harms nothing but itself; BEGIN,
 its release, and the return to it. Stand-ins take turns: for a statement, or from BEGIN to COMMIT.
 """
 
-# ruff: noqa: SLF001 - it takes the place of a driver, whose inside it has to know
-
 from __future__ import annotations
 
 import asyncio
@@ -19,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from aiohttp_poolscope.connection.statements import Batch
 from aiohttp_poolscope.driver import FAILED, IDLE, Driver, Link
 from aiohttp_poolscope.errors import ConfigError, ConnectionBusy, DatabaseUnavailable, PoolScopeError
-from aiohttp_poolscope.pool import observing
+from aiohttp_poolscope.pool import supplying
+from aiohttp_poolscope.web.outside import on_another_run
 
-from .seam import run_of
+from .seam import serving
 from .session import BLOCK, STATEMENT, Session
 from .sql import Kind, divided
 
@@ -29,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from aiohttp_poolscope import PoolScope
+    from aiohttp_poolscope.config import PoolConfig
     from aiohttp_poolscope.driver import DatabaseError, OpenConnection
-    from aiohttp_poolscope.pool import Lifecycle, Pool
 
 __all__ = ("Rollback",)
 
@@ -216,7 +215,12 @@ class RollbackLink(Link):
 
     async def _send(self, cursor: Any, sql: Any, params: Any, timeout: float | None) -> None:
         link = self._session.link
-        link.observer, link.slow_after, link.comment = _Told(self), self.slow_after, self.comment
+        link.observer, link.slow_after, link.comment, link.before = (
+            _Told(self),
+            self.slow_after,
+            self.comment,
+            self.before,
+        )
         self.running_since = time.monotonic()
         try:
             await link.run(cursor, sql, params, timeout)
@@ -229,7 +233,7 @@ class RollbackLink(Link):
             raise
         finally:
             self.running_since = None
-            link.observer, link.slow_after, link.comment = None, None, ""
+            link.observer, link.slow_after, link.comment, link.before = None, None, "", ()
 
 
 class _Told:
@@ -275,12 +279,9 @@ def _words(sql: Any) -> str:
 class RollbackDriver(Driver):
     """Opens one session, in which there is a transaction, and stand-ins for it."""
 
-    def __init__(self, pool: Pool) -> None:
-        before, self._pool = cast(Driver, pool.driver), pool
+    def __init__(self, config: PoolConfig) -> None:
         # The transaction idles whenever the test does, be it in a debugger.
-        config = replace(pool.config, idle_in_transaction_timeout=None)
-        super().__init__(config, before._name)
-        self.on_read_only_error = before.on_read_only_error
+        super().__init__(replace(config, idle_in_transaction_timeout=None))
         self._session: Session | None = None
 
     async def open(self) -> Link:
@@ -290,7 +291,7 @@ class RollbackDriver(Driver):
             if session is not None:
                 logger.warning(
                     "poolscope_rollback: the connection of pool %r was lost, and with it what this test had written",
-                    self._pool.key,
+                    self.config.key,
                 )
                 session.link.close()
             self._session = session = Session(await super().open())
@@ -299,7 +300,7 @@ class RollbackDriver(Driver):
             except BaseException:
                 session.link.close()
                 raise
-        return RollbackLink(session, self._rows, self._pool.config.acquire_timeout)
+        return RollbackLink(session, self._rows, self.config.acquire_timeout)
 
     async def close(self, timeout: float) -> None:
         """Roll back, and close."""
@@ -331,12 +332,11 @@ class Rollback:
     @contextlib.contextmanager
     def armed(self) -> Iterator[Rollback]:
         """As long as pools that are made may be meant."""
-        with observing(self._made):
+        with supplying(self._supply):
             yield self
 
-    def _made(self, run: Lifecycle) -> None:
-        if any(scope.config is run.pool.config for scope in self._scopes):
-            _install(run.pool)
+    def _supply(self, config: PoolConfig) -> tuple[PoolConfig, Driver] | None:
+        return _rolled_back(config) if any(scope.config is config for scope in self._scopes) else None
 
     @contextlib.asynccontextmanager
     async def running(self, scope: PoolScope) -> AsyncIterator[PoolScope]:
@@ -345,24 +345,11 @@ class Rollback:
         Raises ConfigError for one that does not run, or has a connection in use at the beginning or the end.
         """
         call = "poolscope_rollback.running(scope)"
-        run = run_of(scope, call)
-        pool = run.pool
+        serving(scope, call)
         _unused(scope, call)
-        before, size = cast(Driver, pool.driver), pool.gate.maxsize
-        _install(pool)
-        pool.expire()
-        before.forget_empty()
-        try:
+        async with on_another_run(scope, *_rolled_back(scope.config)):
             yield scope
             _unused(scope, f"the end of {call}")
-        finally:
-            ours, pool.gate.maxsize = pool.driver, size
-            _use(pool, before)
-            if run.draining:
-                await before.close(pool.config.connect_timeout)
-            else:
-                pool.expire()
-                await ours.close(pool.config.connect_timeout)
 
 
 def _unused(scope: PoolScope, call: str) -> None:
@@ -371,14 +358,9 @@ def _unused(scope: PoolScope, call: str) -> None:
         raise ConfigError(f"{call}: connections are in use: {who}")
 
 
-def _install(pool: Pool) -> None:
-    config = pool.config
-    _use(pool, RollbackDriver(pool))
+def _rolled_back(config: PoolConfig) -> tuple[PoolConfig, Driver]:
     # What hooks and resets do to the session is meant for one lease: two must not share it.
     hooked = config.on_acquire or config.on_release or config.reset != "rollback"
     if hooked or config.request_tag == "application_name":
-        pool.gate.maxsize = 1
-
-
-def _use(pool: Pool, driver: Driver) -> None:
-    pool.driver = pool.inventory._driver = pool.roles._driver = pool.opener._maintenance._driver = driver
+        config = replace(config, maxsize=1, minsize=min(1, config.minsize))
+    return config, RollbackDriver(config)

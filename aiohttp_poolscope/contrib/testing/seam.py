@@ -1,21 +1,22 @@
-"""Where the fixtures reach into the core: the run of a scope."""
+"""Where the fixtures enter the core: the run of a scope."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from aiohttp_poolscope.errors import ConfigError
+from aiohttp_poolscope.web.outside import run_of
 
 if TYPE_CHECKING:
     from aiohttp_poolscope import PoolScope
     from aiohttp_poolscope.pool import Lifecycle
 
-__all__ = ("run_of",)
+__all__ = ("serving",)
 
 
-def run_of(scope: PoolScope, call: str) -> Lifecycle:
+def serving(scope: PoolScope, call: str) -> Lifecycle:
     """The run of a scope. ConfigError, naming the ``call``, for one that does not run."""
-    run = scope._run  # noqa: SLF001
+    run = run_of(scope)
     if run is None or run.draining:
         raise ConfigError(f"{call}: the scope is {scope.state}; start its application first")
     return run

@@ -347,6 +347,8 @@ const EVENTS = {
   slow: ["warn", "Slow statement"],
   leaked: ["bad", "Leaked"],
   returned_late: ["warn", "Came back late"],
+  returned_dirty: ["bad", "Came back inside a transaction"],
+  lease_cancelled: ["warn", "Ended by the drain"],
   breaker_opened: ["bad", "Breaker opened"],
   breaker_closed: ["ok", "Breaker closed"],
   drain_started: ["warn", "Drain started"],
