@@ -15,7 +15,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import IO
 
-from tests.server.conftest import PATIENCE, REPOSITORY, WORKERS, alive, free_port, python, wait_for
+from tests.kit.processes import PATIENCE, REPOSITORY, WORKERS, alive, free_port, python, wait_for
 
 from .test_prometheus import Numbers, series
 

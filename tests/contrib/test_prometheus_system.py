@@ -16,7 +16,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.server.conftest import PATIENCE, free_port, wait_for
+from tests.kit.processes import PATIENCE, free_port, wait_for
 
 from .prometheus_gunicorn import launching
 from .test_prometheus_examples import ALERTS, DASHBOARD, EXAMPLES, panels

@@ -27,7 +27,7 @@ from prometheus_client import CollectorRegistry
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope.contrib.prometheus import workers as exchange
 from tests.conftest import until
-from tests.server.conftest import PATIENCE, REPOSITORY, wait_for
+from tests.kit.processes import PATIENCE, REPOSITORY, wait_for
 
 from .prometheus_gunicorn import Launch, counters, launching, of, pids
 from .test_prometheus import App, Numbers, scrape, unused

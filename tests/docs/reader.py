@@ -10,7 +10,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.kit import curl
 from tests.kit.documents import ALONE, ROOT, TERMINAL
+from tests.kit.processes import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,13 +83,6 @@ def plugged() -> dict[str, str]:
     """A variable for what an installed package does by itself: pytest has the plugin."""
     installed = any(each.value == PLUGIN for each in metadata.entry_points(group="pytest11"))
     return {} if installed else {"PYTEST_PLUGINS": PLUGIN}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @dataclass

@@ -22,7 +22,8 @@ from aiohttp import web
 from tests.conftest import until
 from tests.kit.clients import head, read_answer
 from tests.kit.load import DROPPED
-from tests.server.conftest import Server, alive, free_port, wait_for
+from tests.kit.processes import alive, free_port, wait_for
+from tests.server.conftest import Server
 from tests.server.loaded import check_unnoticed, loaded
 
 from .test_examples import EXAMPLES, load, none_left

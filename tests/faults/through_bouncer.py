@@ -118,7 +118,7 @@ def pytest_configure(config: pytest.Config) -> None:
     def checked(self: Audit, database: Database | None) -> None:
         allowed, self.allow_backends = self.allow_backends, True
         check(self, database)
-        if self.pools and database is not None:
+        if self.runs and database is not None:
             ask_bouncer(database, clients_may_stay=allowed)
 
     watch.Watch.look_at_server = lambda self: None  # type: ignore[method-assign]  # its connections are PgBouncer's

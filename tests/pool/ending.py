@@ -5,37 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 import aiohttp_poolscope as poolscope
+from tests.kit.drained import drains
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from tests.conftest import Served
     from tests.kit.clients import Answer
+    from tests.kit.drained import Drained
 
 SOON = 10.0
 """Seconds: far more than any of these ends may take, far less than aiohttp would wait for a handler that is stuck."""
 
 STUCK = 60.0
 """Seconds that aiohttp would wait for a handler, and once more; by default it is three times as long."""
-
-
-class Report(NamedTuple):
-    """The drain's log line."""
-
-    duration: float
-    served: int
-    cancelled: int
-    forced: int
-    who: str
-
-
-FORM = re.compile(r"drained in ([\d.]+) s, (\d+) served meanwhile, (\d+) cancelled, (\d+) forced(?:: (.*))?")
 
 
 class App:
@@ -91,11 +79,10 @@ class End(logging.Handler):
         self.lines.append(record.getMessage())
 
     @property
-    def report(self) -> Report:
+    def report(self) -> Drained:
         """The one log line about the drain."""
-        (found,) = [match for line in self.lines if (match := FORM.search(line))]
-        duration, served, cancelled, forced, who = found.groups()
-        return Report(float(duration), int(served), int(cancelled), int(forced), who or "")
+        (found,) = drains("\n".join(self.lines))
+        return found
 
 
 @contextlib.asynccontextmanager

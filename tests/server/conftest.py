@@ -21,20 +21,17 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
+from tests.kit.drained import drains
+from tests.kit.processes import PATIENCE, REPOSITORY, WORKERS, free_port, python, wait_for
+
 if TYPE_CHECKING:
     from tests.conftest import Database
-
-REPOSITORY = Path(__file__).parents[2]
-
-PATIENCE = 30.0
-"""Seconds: longer than any of these processes lives, shorter than a hang."""
+    from tests.kit.drained import Drained
 
 KINDS = ("run_app", "gunicorn", "gunicorn-uvloop")
 
 BOUND = 15.0
 """Seconds: far below the two minutes that aiohttp gives a stuck handler, and gunicorn's thirty."""
-
-WORKERS = {"gunicorn": "aiohttp.GunicornWebWorker", "gunicorn-uvloop": "aiohttp.GunicornUVLoopWebWorker"}
 
 
 class Answer(NamedTuple):
@@ -43,28 +40,6 @@ class Answer(NamedTuple):
     status: int
     headers: dict[str, str]
     body: str
-
-
-class Drained(NamedTuple):
-    """The drain's log line."""
-
-    duration: float
-    served: int
-    cancelled: int
-    forced: int
-    who: str
-
-
-DRAINED = re.compile(r"drained in ([\d.]+) s, (\d+) served meanwhile, (\d+) cancelled, (\d+) forced(?:: (.*))?")
-
-
-def wait_for(condition: Callable[[], Any], what: str, deadline: float = PATIENCE) -> Any:
-    """Wait for a condition, not for a time."""
-    end = time.monotonic() + deadline
-    while not (value := condition()):
-        assert time.monotonic() < end, f"{what}: not within {deadline:g} s"
-        time.sleep(0.01)
-    return value
 
 
 @dataclass
@@ -139,10 +114,7 @@ class Server:
 
     def drained(self) -> list[Drained]:
         """What it has said about its drains."""
-        return [
-            Drained(float(duration), int(served), int(cancelled), int(forced), who or "")
-            for duration, served, cancelled, forced, who in DRAINED.findall(self.output)
-        ]
+        return drains(self.output)
 
 
 def answered(response: HTTPResponse) -> Answer:
@@ -153,11 +125,6 @@ def answered(response: HTTPResponse) -> Answer:
 Launch = Callable[..., Server]
 
 
-def python(*, dev: bool) -> list[str]:
-    """Development mode finds more, and takes twice as long for everything."""
-    return [sys.executable, *(("-X", "dev") if dev else ("-W", "always"))]
-
-
 def arguments(kind: str, port: int, workers: int, options: tuple[str, ...]) -> list[str]:
     """What Python is told to run."""
     if kind == "run_app":
@@ -166,20 +133,6 @@ def arguments(kind: str, port: int, workers: int, options: tuple[str, ...]) -> l
     gunicorn = [str(Path(sys.executable).with_name("gunicorn")), "tests.server.applications:factory"]
     settings = ["--worker-class", WORKERS[kind], "--bind", f"127.0.0.1:{port}", "--workers", str(workers)]
     return [*gunicorn, *settings, "--no-control-socket", *options]
-
-
-def alive(pid: int) -> bool:
-    """Whether it runs; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    return port
 
 
 @pytest.fixture

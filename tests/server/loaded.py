@@ -12,8 +12,8 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests.kit.load import DROPPED, NOT_CONNECTED
+from tests.kit.processes import wait_for
 
-from .conftest import wait_for
 from .traffic import Traffic, traffic
 
 if TYPE_CHECKING:

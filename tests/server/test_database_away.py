@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.kit.processes import free_port, wait_for
 from tests.kit.wire import wired
 
-from .conftest import BOUND, KINDS, free_port, wait_for
+from .conftest import BOUND, KINDS
 from .sockets import LONGEST, watched
 
 if TYPE_CHECKING:

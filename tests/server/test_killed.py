@@ -12,8 +12,9 @@ from urllib.parse import quote
 import pytest
 
 from tests.conftest import BUSY
+from tests.kit.processes import alive, wait_for
 
-from .conftest import BOUND, alive, wait_for
+from .conftest import BOUND
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

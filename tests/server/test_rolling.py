@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .conftest import alive, free_port, wait_for
+from tests.kit.processes import alive, free_port, wait_for
+
 from .loaded import check, check_unnoticed, loaded
 
 if TYPE_CHECKING:

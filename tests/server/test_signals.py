@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .conftest import BOUND, KINDS, Answer, wait_for
+from tests.kit.processes import wait_for
+
+from .conftest import BOUND, KINDS, Answer
 from .sockets import LONGEST, watched
 from .traffic import traffic
 
