@@ -14,6 +14,7 @@ __all__ = (
     "ConnectionBusy",
     "ConnectionReleased",
     "DatabaseUnavailable",
+    "OutcomeUnknown",
     "PoolExhausted",
     "PoolScopeError",
     "QueryTimeout",
@@ -84,6 +85,16 @@ class QueryTimeout(PoolScopeError):
     status = 504
     code = "query-timeout"
     title = "The database did not answer in time."
+
+
+class OutcomeUnknown(PoolScopeError):
+    """The connection was lost while a COMMIT, or a statement that may write, was in flight (500).
+
+    It may have been carried out. Only what can be repeated without harm should be repeated.
+    """
+
+    code = "outcome-unknown"
+    title = "It is not known whether the request was carried out. Look before you repeat it."
 
 
 class ClientGone(PoolScopeError):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from aiohttp_poolscope.driver import FAILED
 from aiohttp_poolscope.errors import ConnectionBusy
+from aiohttp_poolscope.sql.effects import may_have_written
 
 if TYPE_CHECKING:
     from .connection import ScopedConnection
@@ -77,7 +78,8 @@ class Stream:
             await self._fail()
             raise
         if len(rows) < self._size:
-            await self._end("COMMIT")
+            # What only reads has nothing to commit: an answer that is lost then leaves no doubt.
+            await self._end("COMMIT" if may_have_written(self._sql, in_transaction=False) else "ROLLBACK")
         rows.reverse()
         self._rows = rows
 

@@ -16,7 +16,9 @@ from aiohttp_poolscope.sql.session import needs_session
 
 from .errors import in_words
 from .libpq import request_cancel
+from .outcome import NOTHING, Sent, must_roll_back, own_error
 from .patches import go_on
+from .results import Results
 from .statement import with_comment
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ OTHER_LOOP = (
 )
 
 
-class Link:
+class Link(Results):
     """One open connection.
 
     ``running_since`` is the monotonic time at which the statement in flight was sent, None while there is none.
@@ -74,12 +76,11 @@ class Link:
 
     __slots__ = (
         "_closing",
-        "_cursor",
-        "_factory",
         "_late",
         "_loop",
         "_now",
         "_owner",
+        "_spoiled",
         "aio",
         "before",
         "cancelling",
@@ -90,7 +91,6 @@ class Link:
         "observer",
         "on_read_only_error",
         "pgbouncer",
-        "raw",
         "role",
         "role_matches",
         "running_since",
@@ -109,7 +109,7 @@ class Link:
         clock: Clock = SYSTEM,
     ) -> None:
         self.aio: Any = aio
-        self.raw: Any = aio.raw
+        super().__init__(aio.raw, rows)
         self.target = target
         self.pgbouncer = pgbouncer
         self.role: bool | None = None
@@ -125,11 +125,11 @@ class Link:
         self._owner: aiopg.Pool | None = owner
         self._loop = asyncio.get_running_loop()
         self._now = clock.monotonic
-        self._factory: dict[str, Any] = {"cursor_factory": rows} if rows else {}
-        self._cursor: Any = None
         self.cancelling: asyncio.Future[None] | None = None
         self.listening = False
         self._late: QueryTimeout | None = None
+        # A statement of this transaction ended well, but late: on this side the transaction has failed.
+        self._spoiled = False
         self._closing: asyncio.TimerHandle | None = None
 
     @property
@@ -164,7 +164,7 @@ class Link:
     def status(self) -> int:
         """IDLE, IN_TRANSACTION or FAILED; another number while a statement runs or when it is closed."""
         status: int = self.raw.get_transaction_status()
-        return status
+        return FAILED if self._spoiled and status == IN_TRANSACTION else status
 
     @property
     def server_version(self) -> int:
@@ -210,49 +210,6 @@ class Link:
         if not self.busy and not self.closed:
             go_on(self.aio._weakref)
 
-    def cursor(self) -> Any:
-        """The one psycopg2 cursor that statements share."""
-        if self._cursor is None:
-            self._cursor = self.new_cursor()
-        return self._cursor
-
-    def drop_result(self) -> None:
-        """Let go of the shared cursor: it keeps its last result alive."""
-        cursor, self._cursor = self._cursor, None
-        if cursor is not None and not self.closed:
-            cursor.close()
-
-    def new_cursor(self) -> Any:
-        """A psycopg2 cursor of its own, for whoever reads a result bit by bit."""
-        return self.reading(self.raw.cursor, **self._factory)
-
-    def mogrify(self, sql: str, params: Any) -> bytes:
-        """The statement with its parameters filled in."""
-        filled: bytes = self.reading(self.cursor().mogrify, sql, params)
-        return filled
-
-    def reading(self, method: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """Call a psycopg2 method that only reads what is here. The connection can have died since it arrived."""
-        try:
-            return method(*args, **options)
-        except psycopg2.Error as error:
-            self._raise_ours(error)
-            raise
-
-    def read_all(self, cursor: Any) -> list[Any]:
-        """All rows of the shared cursor."""
-        rows: list[Any] = self.reading(cursor.fetchall)
-        if len(rows) > 1:
-            self.drop_result()
-        return rows
-
-    def read_first(self, cursor: Any) -> Any:
-        """The first row of the shared cursor, or None."""
-        row = self.reading(cursor.fetchone)
-        if cursor.rowcount > 1:
-            self.drop_result()
-        return row
-
     async def run(self, cursor: Any, sql: str | bytes, params: Any = None, timeout: float | None = None) -> None:
         """Send one statement and wait for all of its result, ``timeout`` seconds at most (QueryTimeout).
 
@@ -265,26 +222,28 @@ class Link:
         aio = self.aio
         if self.before:
             timeout = await self._await_before(sql, timeout)
-        if self.busy:
-            raise ConnectionBusy(BUSY)
-        if asyncio.get_running_loop() is not self._loop:
-            raise PoolScopeError(OTHER_LOOP)
-        if self.pgbouncer and (problem := needs_session(sql)) is not None:
-            raise PoolScopeError(f"refused with pgbouncer=True: {problem}")
+        self._check(sql)
         if not self.closed and (self.cancelling is not None or self.raw.isexecuting()):
             await self.cancel_and_wait()
+        sent = self._to_be_sent(sql)
+        self._sent = NOTHING
         aio._waiter = waiter = self._loop.create_future()
         self.running_since = begun = self._now()
         timer = None if timeout is None else self._loop.call_later(timeout, self.time_out, timeout)
         try:
             cursor.execute(with_comment(sql, self.comment, params) if self.comment else sql, params)
+            self._sent = sent
             go_on(aio._weakref)  # what has not been sent yet; and a look: uvloop tells of a connection's end only once
             await waiter
-        except psycopg2.Error as error:
+            if self._late is not None:
+                # PostgreSQL reports as success what was committed here and not on a standby that it was to wait for.
+                self._spoiled = self.status == IN_TRANSACTION
+                raise self._late
+        except (psycopg2.Error, QueryTimeout) as error:
             self._after(error)
             if self.observer is not None:
                 self.observer.failed(self, sql, self._now() - begun, error)
-            self._raise_ours(error)
+            self._raise_ours(error, self._sent)
             raise
         finally:
             self.running_since = None
@@ -294,6 +253,20 @@ class Link:
                 self._wind_up(timer)
             if self.slow_after is not None and (took := self._now() - begun) >= self.slow_after and self.observer:
                 self.observer.slow(self, sql, took)
+
+    def _check(self, sql: str | bytes) -> None:
+        if self.busy:
+            raise ConnectionBusy(BUSY)
+        if asyncio.get_running_loop() is not self._loop:
+            raise PoolScopeError(OTHER_LOOP)
+        if self.pgbouncer and (problem := needs_session(sql)) is not None:
+            raise PoolScopeError(f"refused with pgbouncer=True: {problem}")
+
+    def _to_be_sent(self, sql: str | bytes) -> Sent:
+        in_transaction = self.raw.get_transaction_status() == IN_TRANSACTION
+        if self._spoiled:
+            self._spoiled = in_transaction and must_roll_back(sql)
+        return Sent(sql, in_transaction=in_transaction)
 
     async def _await_before(self, sql: object, timeout: float | None) -> float | None:
         for each in tuple(self.before):
@@ -363,7 +336,7 @@ class Link:
         if not done.done():
             done.set_result(None)
 
-    def _after(self, error: psycopg2.Error) -> None:
+    def _after(self, error: Exception) -> None:
         """Mend what aiopg leaves after an error."""
         error.__traceback__ = None  # aiopg's frames hold the future that holds the error
         aio = self.aio
@@ -380,16 +353,15 @@ class Link:
             return "timeout"
         return "connection" if self.closed else "statement"
 
-    def _raise_ours(self, error: psycopg2.Error) -> None:
+    def _raise_ours(self, error: Exception, sent: Sent) -> None:
         """Raise our own error if the connection or the time is at fault, not the statement."""
-        if self.closing_error is not None:
-            raise self.closing_error from error
-        if isinstance(error, psycopg2.extensions.QueryCanceledError):
-            if self._late is not None:
-                raise self._late from error
-            raise QueryTimeout(f"the statement was cancelled: {in_words(error)}") from error
-        if self.closed:
-            raise DatabaseUnavailable(f"the connection to {self.target} died: {in_words(error)}") from error
+        if not isinstance(error, psycopg2.Error):
+            return
+        ours = own_error(
+            error, sent=sent, target=self.target, closed=self.closed, reason=self.closing_error, late=self._late
+        )
+        if ours is not None:
+            raise ours from error
         told, standby = self.on_read_only_error, self.in_standby
         if error.pgcode == READ_ONLY and told is not None and standby is not False:
             told(self)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from aiohttp_poolscope.errors import PoolScopeError
 
     from .address import Target
-    from .errors import DatabaseError
 
 __all__ = ("BeforeStatement", "Connector", "OpenConnection", "StatementObserver")
 
@@ -31,7 +30,7 @@ BeforeStatement = Callable[["OpenConnection", object, float | None], Awaitable[f
 class StatementObserver(Protocol):
     """Told of statements that went wrong, or took long. It must not raise."""
 
-    def failed(self, link: OpenConnection, sql: object, duration: float, error: DatabaseError) -> None:
+    def failed(self, link: OpenConnection, sql: object, duration: float, error: Exception) -> None:
         """A statement raised ``error``, after ``duration`` seconds."""
 
     def slow(self, link: OpenConnection, sql: object, duration: float) -> None:

@@ -15,7 +15,7 @@ from .holders import describe, holders, whose
 if TYPE_CHECKING:
     from aiohttp_poolscope.clock import Clock
     from aiohttp_poolscope.connection import ScopedConnection
-    from aiohttp_poolscope.driver import DatabaseError, OpenConnection
+    from aiohttp_poolscope.driver import OpenConnection
     from aiohttp_poolscope.gate import Gate, Slot
     from aiohttp_poolscope.stats import Duration
 
@@ -89,7 +89,7 @@ class Reporter:
         """A connection was closed."""
         self.emit(ev.Closed, reason=reason, unused=max(0.0, self._clock.monotonic() - slot.used), cause=cause)
 
-    def failed(self, link: OpenConnection, sql: object, duration: float, error: DatabaseError) -> None:
+    def failed(self, link: OpenConnection, sql: object, duration: float, error: Exception) -> None:
         """A statement raised ``error``."""
         fault = link.fault(error)
         self.errors[fault] += 1

@@ -9,7 +9,7 @@ import logging
 from aiohttp import web
 
 from aiohttp_poolscope.clock import SYSTEM
-from aiohttp_poolscope.errors import PoolScopeError, ShuttingDown
+from aiohttp_poolscope.errors import OutcomeUnknown, PoolScopeError, ShuttingDown
 from aiohttp_poolscope.logs import LogLimiter
 from aiohttp_poolscope.request import path_of, request_id, route_of
 
@@ -62,11 +62,12 @@ def only_ours(group: BaseExceptionGroup[BaseException]) -> PoolScopeError | None
 
 
 def _log(error: PoolScopeError, request: web.Request | None) -> None:
-    mistake = error.status == web.HTTPInternalServerError.status_code
+    bad = error.status == web.HTTPInternalServerError.status_code
+    mistake = bad and not isinstance(error, OutcomeUnknown)
     more = "" if mistake else _limiter.suffix(error.code, SYSTEM.monotonic())
     if more is None:
         return
-    level = logging.ERROR if mistake else logging.INFO if error.status == CLIENT_GONE else logging.WARNING
+    level = logging.ERROR if bad else logging.INFO if error.status == CLIENT_GONE else logging.WARNING
     # A mistake in the program wants its traceback.
     logger.log(level, "%s%s", error, more, exc_info=error if mistake else None, extra=_structured(error, request))
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from aiohttp_poolscope import PoolScope
     from aiohttp_poolscope.config import PoolConfig
-    from aiohttp_poolscope.driver import DatabaseError, OpenConnection
+    from aiohttp_poolscope.driver import OpenConnection
 
 __all__ = ("Rollback",)
 
@@ -243,7 +243,7 @@ class _Told:
         self.link = link
         self.observer = link.observer
 
-    def failed(self, _link: OpenConnection, sql: object, duration: float, error: DatabaseError) -> None:
+    def failed(self, _link: OpenConnection, sql: object, duration: float, error: Exception) -> None:
         if self.observer is not None:
             self.observer.failed(self.link, sql, duration, error)
 

@@ -1,0 +1,80 @@
+"""Outcome: what became of a statement when not the statement, but its connection or its time was at fault."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg2
+import psycopg2.extensions
+
+from aiohttp_poolscope.errors import (
+    DatabaseUnavailable,
+    OutcomeUnknown,
+    PoolScopeError,
+    QueryTimeout,
+    TransactionFailed,
+)
+from aiohttp_poolscope.sql.effects import may_have_written
+from aiohttp_poolscope.sql.tokens import statements
+
+from .errors import in_words
+
+if TYPE_CHECKING:
+    from .address import Target
+
+__all__ = ("NOTHING", "Sent", "must_roll_back", "own_error")
+
+
+class Sent:
+    """A statement that was sent, and whether inside of a transaction; NOTHING: none was."""
+
+    __slots__ = ("in_transaction", "sql")
+
+    def __init__(self, sql: object, *, in_transaction: bool) -> None:
+        self.sql = sql
+        self.in_transaction = in_transaction
+
+    @property
+    def may_have_written(self) -> bool:
+        """Whether it may have left something in the database."""
+        return self.sql is not None and may_have_written(self.sql, in_transaction=self.in_transaction)
+
+
+NOTHING: Final = Sent(None, in_transaction=False)
+
+
+def must_roll_back(sql: object) -> bool:
+    """False for a ROLLBACK. Anything else raises TransactionFailed: a statement before it ended late."""
+    found = statements(sql) if isinstance(sql, str) else []
+    if found and found[0][0] in {"ROLLBACK", "ABORT"}:
+        return False
+    raise TransactionFailed(
+        "a statement in this transaction was cancelled for its time, and ended well all the same: what it has done is "
+        "rolled back. Let its QueryTimeout leave the transaction() block"
+    )
+
+
+def own_error(
+    error: psycopg2.Error,
+    *,
+    sent: Sent,
+    target: Target,
+    closed: Any,
+    reason: PoolScopeError | None,
+    late: QueryTimeout | None,
+) -> PoolScopeError | None:
+    """What is raised instead of the driver's ``error``; None: it is the statement's own.
+
+    ``reason`` is why somebody closed the connection, ``late`` that the statement was cancelled for its time.
+    """
+    if reason is None and isinstance(error, psycopg2.extensions.QueryCanceledError):
+        return late or QueryTimeout(f"the statement was cancelled: {in_words(error)}")
+    if reason is None and not closed:
+        return None
+    if sent.may_have_written and not isinstance(reason, QueryTimeout):
+        why = f"the connection to {target} died: {in_words(error)}" if reason is None else str(reason)
+        return OutcomeUnknown(
+            f"{why}. A statement that may write was in flight, or a COMMIT: it may have been carried out, or not. "
+            "Look before you repeat it"
+        )
+    return reason or DatabaseUnavailable(f"the connection to {target} died: {in_words(error)}")
