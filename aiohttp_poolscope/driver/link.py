@@ -16,7 +16,7 @@ from aiohttp_poolscope.sql.session import needs_session
 
 from .errors import in_words
 from .libpq import request_cancel
-from .outcome import NOTHING, Sent, must_roll_back, own_error
+from .outcome import must_roll_back, own_error
 from .patches import go_on
 from .results import Results
 from .statement import with_comment
@@ -225,14 +225,16 @@ class Link(Results):
         self._check(sql)
         if not self.closed and (self.cancelling is not None or self.raw.isexecuting()):
             await self.cancel_and_wait()
-        sent = self._to_be_sent(sql)
-        self._sent = NOTHING
+        in_transaction = self.raw.get_transaction_status() == IN_TRANSACTION
+        if self._spoiled:
+            self._spoiled = in_transaction and must_roll_back(sql)
+        self._sent = None
         aio._waiter = waiter = self._loop.create_future()
         self.running_since = begun = self._now()
         timer = None if timeout is None else self._loop.call_later(timeout, self.time_out, timeout)
         try:
             cursor.execute(with_comment(sql, self.comment, params) if self.comment else sql, params)
-            self._sent = sent
+            self._sent, self._sent_in_transaction = sql, in_transaction
             go_on(aio._weakref)  # what has not been sent yet; and a look: uvloop tells of a connection's end only once
             await waiter
             if self._late is not None:
@@ -261,12 +263,6 @@ class Link(Results):
             raise PoolScopeError(OTHER_LOOP)
         if self.pgbouncer and (problem := needs_session(sql)) is not None:
             raise PoolScopeError(f"refused with pgbouncer=True: {problem}")
-
-    def _to_be_sent(self, sql: str | bytes) -> Sent:
-        in_transaction = self.raw.get_transaction_status() == IN_TRANSACTION
-        if self._spoiled:
-            self._spoiled = in_transaction and must_roll_back(sql)
-        return Sent(sql, in_transaction=in_transaction)
 
     async def _await_before(self, sql: object, timeout: float | None) -> float | None:
         for each in tuple(self.before):
@@ -353,12 +349,18 @@ class Link(Results):
             return "timeout"
         return "connection" if self.closed else "statement"
 
-    def _raise_ours(self, error: Exception, sent: Sent) -> None:
+    def _raise_ours(self, error: Exception, sent: object) -> None:
         """Raise our own error if the connection or the time is at fault, not the statement."""
         if not isinstance(error, psycopg2.Error):
             return
         ours = own_error(
-            error, sent=sent, target=self.target, closed=self.closed, reason=self.closing_error, late=self._late
+            error,
+            sent=sent,
+            in_transaction=self._sent_in_transaction,
+            target=self.target,
+            closed=self.closed,
+            reason=self.closing_error,
+            late=self._late,
         )
         if ours is not None:
             raise ours from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import psycopg2
 import psycopg2.extensions
@@ -22,25 +22,7 @@ from .errors import in_words
 if TYPE_CHECKING:
     from .address import Target
 
-__all__ = ("NOTHING", "Sent", "must_roll_back", "own_error")
-
-
-class Sent:
-    """A statement that was sent, and whether inside of a transaction; NOTHING: none was."""
-
-    __slots__ = ("in_transaction", "sql")
-
-    def __init__(self, sql: object, *, in_transaction: bool) -> None:
-        self.sql = sql
-        self.in_transaction = in_transaction
-
-    @property
-    def may_have_written(self) -> bool:
-        """Whether it may have left something in the database."""
-        return self.sql is not None and may_have_written(self.sql, in_transaction=self.in_transaction)
-
-
-NOTHING: Final = Sent(None, in_transaction=False)
+__all__ = ("must_roll_back", "own_error")
 
 
 def must_roll_back(sql: object) -> bool:
@@ -57,7 +39,8 @@ def must_roll_back(sql: object) -> bool:
 def own_error(
     error: psycopg2.Error,
     *,
-    sent: Sent,
+    sent: object,
+    in_transaction: bool,
     target: Target,
     closed: Any,
     reason: PoolScopeError | None,
@@ -65,13 +48,15 @@ def own_error(
 ) -> PoolScopeError | None:
     """What is raised instead of the driver's ``error``; None: it is the statement's own.
 
+    ``sent`` is the statement that was sent, and ``in_transaction`` whether it was inside of one; None: none was.
     ``reason`` is why somebody closed the connection, ``late`` that the statement was cancelled for its time.
     """
     if reason is None and isinstance(error, psycopg2.extensions.QueryCanceledError):
         return late or QueryTimeout(f"the statement was cancelled: {in_words(error)}")
     if reason is None and not closed:
         return None
-    if sent.may_have_written and not isinstance(reason, QueryTimeout):
+    doubtful = sent is not None and may_have_written(sent, in_transaction=in_transaction)
+    if doubtful and not isinstance(reason, QueryTimeout):
         why = f"the connection to {target} died: {in_words(error)}" if reason is None else str(reason)
         return OutcomeUnknown(
             f"{why}. A statement that may write was in flight, or a COMMIT: it may have been carried out, or not. "

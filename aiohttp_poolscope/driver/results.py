@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2
 
-from .outcome import NOTHING, Sent
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -17,16 +15,17 @@ __all__ = ("Results",)
 class Results:
     """A connection's cursors. ``raw`` is psycopg2's connection; ``rows`` the class of its cursors, None: tuples."""
 
-    __slots__ = ("_cursor", "_factory", "_sent", "raw")
+    __slots__ = ("_cursor", "_factory", "_sent", "_sent_in_transaction", "raw")
 
     def __init__(self, raw: Any, rows: Any) -> None:
         self.raw = raw
         self._factory: dict[str, Any] = {"cursor_factory": rows} if rows else {}
         self._cursor: Any = None
         # The last statement: what it may have done counts until its rows are read.
-        self._sent = NOTHING
+        self._sent: object = None
+        self._sent_in_transaction = False
 
-    def _raise_ours(self, error: Exception, sent: Sent) -> None:
+    def _raise_ours(self, error: Exception, sent: object) -> None:
         raise NotImplementedError
 
     def cursor(self) -> Any:
@@ -54,7 +53,7 @@ class Results:
         try:
             return method(*args, **options)
         except psycopg2.Error as error:
-            self._raise_ours(error, NOTHING)
+            self._raise_ours(error, None)
             raise
 
     def reading(self, method: Callable[..., Any], *args: Any) -> Any:
