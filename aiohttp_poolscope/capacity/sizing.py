@@ -235,6 +235,11 @@ def _share_of(demand: Demand, limits: Limits, *, rate: float, servers: int) -> S
                 f"share them, and the server may give {allowed}. Shorten the leases, read from more replicas, or "
                 "raise max_connections"
             )
+        elif maxsize <= load:
+            problem = (
+                f"{each:g}/s of {seconds(demand.lease)} in one process keep {load:.3g} connections to one server busy, "
+                f"and {maxsize} are as many as make sense in front of {default_pool_size}. Run more processes"
+            )
         elif not demand.pgbouncer:
             problem = f"{said}. {_without_pgbouncer(demand, load, allowed // on_one)}"
     return Share(

@@ -236,6 +236,14 @@ def test_what_fits_does_fit(demand: Demand, most: int) -> None:
             assert share.default_pool_size is not None or share.waits <= demand.waiting
 
 
+def test_one_process_cannot_be_spread_over_replicas() -> None:
+    """A process reads from one replica: where its pool would be too small for that, the plan does not fit."""
+    demand = Demand(rate=2836, lease=1 / 64, hosts=1, processes=1, reads=0.8125, replicas=4, pgbouncer=True)
+    found = plan(demand, Limits(26, 3, 0, -1, -1))
+    assert not found.fits
+    assert found.problems[0].startswith("each replica: 2304.25/s of 15.6 ms in one process keep 36 connections")
+
+
 def test_the_page_says_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
     """Every worked example of docs/sizing.md is the output of the command above it."""
     examples = re.findall(
