@@ -121,6 +121,26 @@ async def test_a_database_that_is_away(service: Services, database: Database) ->
         assert await served.get() == (200, "42")
 
 
+async def test_a_database_that_a_function_names_is_away(dsn: str, make_scope: Any) -> None:
+    """Not even the function that is asked for the DSN at every connect leads back to it inside the block."""
+    asked = 0
+
+    async def where() -> str:
+        nonlocal asked
+        asked += 1
+        return dsn
+
+    async with make_scope(where) as scope:
+        async with faults.database_away(scope):
+            for _ in range(2):  # the first may meet the connection that has died
+                with pytest.raises(poolscope.DatabaseUnavailable):
+                    await scope.fetchval("SELECT 1")
+        before = asked
+        async with faults.dead_connections(scope):
+            assert await scope.fetchval("SELECT 42") == 42
+        assert asked > before
+
+
 async def test_two_scopes_have_faults_of_their_own(make_scope: Any) -> None:
     """A fault of one scope is not one of another."""
     async with make_scope(key="a") as one, make_scope(key="b") as other, faults.statement_timeouts(one):
