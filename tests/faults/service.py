@@ -128,6 +128,12 @@ class Running:
             if (result.path, result.status) == ("/write", 200) and result.id not in there
         ]
 
+    async def writes_denied(self, run: Run) -> list[int]:
+        """The ids of which ``/write`` has said "not done, try again", and that the table has."""
+        there = {number for (number,) in await self.sql("SELECT id FROM writes")}
+        denied = [result.id for result in run.results if (result.path, result.status) == ("/write", 503)]
+        return [number for number in denied if number in there]
+
     async def total(self) -> int:
         """The sum of the accounts, which no transfer changes."""
         ((total,),) = await self.sql("SELECT sum(balance)::bigint FROM accounts")

@@ -23,6 +23,8 @@ import psycopg2
 from tests.kit.audit import Ledger, unbalanced
 from tests.kit.load import DROPPED, NOT_CONNECTED, Result
 
+from .promises import UNKNOWN
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
@@ -101,10 +103,10 @@ class Tally:
     def hear(self, line: bytes) -> None:
         """One line of a load."""
         result = Result(**json.loads(line))
-        self.statuses[result.status] += 1
+        self.statuses[UNKNOWN_OUTCOME if result.code == UNKNOWN else result.status] += 1
         if result.status == 200:
             self._served(result)
-        elif result.status in (DROPPED, NOT_CONNECTED, 500):
+        elif result.status in (DROPPED, NOT_CONNECTED, 500) and result.code != UNKNOWN:
             self._findings.add(f"a client that waited got {NAMES.get(result.status, result.status)}", str(result))
         if result.at > self.calm_from and result.path in self._quick:
             self.in_calm += 1
@@ -136,7 +138,9 @@ class Tally:
             return await wanted
 
 
-NAMES = {0: "dropped", -1: "refused", -2: "gave up"}
+UNKNOWN_OUTCOME = -3
+
+NAMES = {0: "dropped", -1: "refused", -2: "gave up", UNKNOWN_OUTCOME: "unknown outcome"}
 """Instead of a status."""
 
 
@@ -155,7 +159,8 @@ class Served:
             end = "cancelled"
             try:
                 response = await handler(request)
-                end = str(response.status)
+                unknown = UNKNOWN.encode() in (getattr(response, "body", None) or b"")
+                end = "unknown outcome" if unknown else str(response.status)
             except Exception as error:
                 end = f"500 ({type(error).__name__})"
                 raise

@@ -24,7 +24,7 @@ event loop, pool, check, tasks of the pool, backends, acknowledged writes, sum o
 descriptors, backends after the cleanup, descriptors after the cleanup, tasks after the cleanup, connections, log,
 findings"""
 
-BORROWED = "    def take_back(self, slot: Slot[Link]) -> None:\n"
+BORROWED = "    def take_back(self, slot: Slot[OpenConnection]) -> None:\n"
 
 LOST = """
         self.taken_back = getattr(self, "taken_back", 0) + 1
