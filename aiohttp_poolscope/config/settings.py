@@ -130,8 +130,9 @@ class PoolConfig:
     """A connection idle for longer is pinged before it is lent. 0: always."""
     keepalive: float | None = setting(120.0, seconds(optional=True))
     """How often idle connections are pinged. None: never."""
-    reset: str = setting("rollback", _sql("rollback", "full"))
-    """What a returned connection gets: "rollback", "full" (DISCARD ALL), or this SQL."""
+    reset: str = setting("auto", _sql("auto", "rollback", "full"))
+    """What a returned connection gets: "rollback", "full" (DISCARD ALL as well), "auto" (that only where a statement
+    may have changed the session), or this SQL."""
     leak_threshold: float | None = setting(30.0, seconds(optional=True))
     """A connection held for longer is reported with its holder. None: never."""
     max_lease: float | None = setting(None, seconds(optional=True))
@@ -267,7 +268,7 @@ _CONTRADICTIONS: Mapping[str, Callable[[PoolConfig], bool]] = {
     "reset='full' cannot be had with pgbouncer=True: DISCARD ALL would go to a connection that may "
     "be another client's": lambda its: its.pgbouncer and its.reset == "full",
     "reset={0.reset!r} cannot be had with pgbouncer=True: it is about a session, and there is none": lambda its: (
-        its.pgbouncer and its.reset not in ("rollback", "full") and needs_session(its.reset) is not None
+        its.pgbouncer and its.reset not in ("auto", "rollback", "full") and needs_session(its.reset) is not None
     ),
     "options cannot be had with pgbouncer=True: PgBouncer refuses startup options; set them for the "
     "role or the database": lambda its: its.pgbouncer and "options" in its.params,

@@ -12,6 +12,7 @@ from aiopg.utils import ClosableQueue
 
 from aiohttp_poolscope.clock import SYSTEM
 from aiohttp_poolscope.errors import ConnectionBusy, DatabaseUnavailable, PoolScopeError, QueryTimeout
+from aiohttp_poolscope.sql.changes import changes_session
 from aiohttp_poolscope.sql.session import needs_session
 
 from .errors import in_words
@@ -19,7 +20,7 @@ from .libpq import request_cancel
 from .outcome import must_roll_back, own_error
 from .patches import go_on
 from .results import Results
-from .statement import with_comment
+from .statement import text_of, with_comment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -68,6 +69,8 @@ class Link(Results):
     ``closing_error`` is why somebody else closed it, as the error its user gets.
     ``on_read_only_error`` is called when a write meets a read-only transaction; None where that is no surprise.
     ``generation``: which of the addresses that a DSN function has named it came from.
+    ``session_changed``: a statement, or whoever had ``raw``, may have left something in the session; only looked for
+    with ``watch_session``.
     ``comment``: what is added to each statement's text; ``before``: what is awaited before each is sent; ``observer``
     is told of those that fail, or take longer than ``slow_after`` seconds. ``listening``: somebody may wait for
     notifications.
@@ -94,8 +97,10 @@ class Link(Results):
         "role",
         "role_matches",
         "running_since",
+        "session_changed",
         "slow_after",
         "target",
+        "watch_session",
     )
 
     def __init__(
@@ -130,6 +135,8 @@ class Link(Results):
         self._late: QueryTimeout | None = None
         # A statement of this transaction ended well, but late: on this side the transaction has failed.
         self._spoiled = False
+        self.session_changed = False
+        self.watch_session = False
         self._closing: asyncio.TimerHandle | None = None
 
     @property
@@ -200,6 +207,7 @@ class Link(Results):
     def raw_connection(self) -> aiopg.Connection:
         """Aiopg's connection, for whoever may wait for notifications on it."""
         self.listening = True
+        self.session_changed = self.watch_session or self.session_changed
         self._hear()
         aio: aiopg.Connection = self.aio
         return aio
@@ -225,6 +233,8 @@ class Link(Results):
         self._check(sql)
         if not self.closed and (self.cancelling is not None or self.raw.isexecuting()):
             await self.cancel_and_wait()
+        if self.watch_session and not self.session_changed:
+            self.session_changed = changes_session(sql if type(sql) is str else text_of(sql, self.raw))
         in_transaction = self.raw.get_transaction_status() == IN_TRANSACTION
         if self._spoiled:
             self._spoiled = in_transaction and must_roll_back(sql)

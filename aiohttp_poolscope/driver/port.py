@@ -52,6 +52,10 @@ class OpenConnection(Protocol):
     """Awaited before each statement, mostly nothing. Set with the next two, once, after the connection was opened."""
     slow_after: float | None
     """Seconds from which on a statement is slow; None: none is."""
+    watch_session: bool
+    """Whether it looks at each statement for what it may leave in the session. Set once, like the three above."""
+    session_changed: bool
+    """Whether one may have, since the pool has last set it to False: it is reset then before it is lent again."""
     running_since: float | None
     """When the statement in flight was sent, by the pool's clock; None: there is none."""
     cancelling: asyncio.Future[None] | None

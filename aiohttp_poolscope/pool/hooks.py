@@ -52,6 +52,7 @@ async def _name_session(db: ScopedConnection) -> None:
     else:
         # PostgreSQL cuts it at 63 bytes.
         await db.execute("SET application_name = %s", (f"{db._lender.key}:{request_id(db.client)}",))
+    db._link_in_use().session_changed = False  # the next lease sets its own
 
 
 async def _comment(db: ScopedConnection) -> None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from aiohttp_poolscope.capacity.limits import LIMITS, Limits, overdrawn
 from aiohttp_poolscope.clock import SYSTEM
-from aiohttp_poolscope.driver import Driver
-from aiohttp_poolscope.errors import ConfigError
+from aiohttp_poolscope.driver import DatabaseError, Driver
+from aiohttp_poolscope.errors import ConfigError, QueryTimeout
 from aiohttp_poolscope.events import DrainFinished, DrainStarted
 from aiohttp_poolscope.gate import SlotState
 from aiohttp_poolscope.stats import PoolStats
@@ -20,6 +20,7 @@ from aiohttp_poolscope.stats import PoolStats
 from .drain import Drain, Drained
 from .housekeeper import Housekeeper
 from .pool import Pool
+from .recycler import RESTORE_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,6 +95,7 @@ class Lifecycle:
             if self._config.connect_at_start:
                 await self.pool.opener.fill(max(1, self._config.minsize))
                 await self._check_budget()
+                await self._try_reset()
         except BaseException:
             await self.pool.close()
             raise
@@ -132,6 +134,18 @@ class Lifecycle:
             cancelled=drained.cancelled,
             forced=drained.forced,
         )
+
+    async def _try_reset(self) -> None:
+        """Run a ``reset`` of the user's once: a mistake in it would cost a new connection for each lease."""
+        config = self._config
+        if config.reset in {"auto", "rollback", "full"}:
+            return
+        link = self.pool.gate.idle_slots()[0].link
+        try:
+            await link.run(link.cursor(), config.reset, timeout=RESTORE_LIMIT)
+        except (DatabaseError, QueryTimeout) as error:
+            said = " ".join(str(error).split())
+            raise ConfigError(f"pool {self.pool.key!r}: reset={config.reset!r} fails: {said}") from error
 
     async def _check_budget(self) -> None:
         config = self._config

@@ -38,6 +38,7 @@ class Maintenance:
             link.observer, link.slow_after, link.before = self._observer, self._config.slow_threshold, self.before
             if self._config.on_connect is not None:
                 await self._run_on_connect(link)
+            link.watch_session = self._config.reset == "auto" and not self._config.pgbouncer
         except BaseException:
             link.close()
             raise
@@ -56,10 +57,15 @@ class Maintenance:
                 await link.run(link.cursor(), "ROLLBACK")
         if config.on_release is not None:
             await hooks.run(self._lender, config.on_release, link)
-        if config.reset != "rollback" and not link.closed:
-            await link.run(link.cursor(), "DISCARD ALL" if config.reset == "full" else config.reset)
-            if config.reset == "full" and config.on_connect is not None:
+        if link.closed:
+            return
+        if config.reset == "full" or link.session_changed:
+            await link.run(link.cursor(), "DISCARD ALL")
+            if config.on_connect is not None:
                 await hooks.run(self._lender, config.on_connect, link)
+        elif config.reset not in {"auto", "rollback"}:
+            await link.run(link.cursor(), config.reset)
+        link.session_changed = False
 
     async def _run_on_connect(self, link: OpenConnection) -> None:
         limit = self._config.connect_timeout

@@ -103,7 +103,7 @@ class Pool:
         self._now = clock.monotonic
         self._subscribed = events.subscribed
         # Every connection that comes back gets something first, so that none can go straight to the next.
-        self._always_restore = config.reset != "rollback" or config.on_release is not None
+        self._always_restore = config.reset not in {"auto", "rollback"} or config.on_release is not None
 
     def check_loop(self) -> None:
         """Raise PoolScopeError unless called in the event loop that the pool was made in."""
@@ -158,7 +158,8 @@ class Pool:
         """A lease has ended. A clean and young connection is free at once; a task restores any other."""
         now = self._now()
         held, holder, slot.holder = now - slot.since, slot.holder, None
-        if slot.link.clean and now < slot.expires and not self._always_restore:
+        link = slot.link
+        if link.clean and not link.session_changed and now < slot.expires and not self._always_restore:
             self.gate.give(slot, now)
         else:
             self.gate.repair(slot, now)

@@ -153,7 +153,11 @@ async def test_who_waits_for_a_database_that_is_silent_is_refused(serve: Serve) 
 @pytest.mark.parametrize("seconds", [0.2, STUCK])
 async def test_resets_in_flight_end_before_the_pool(dsn: str, serve: Serve, database: Database, seconds: float) -> None:
     """A connection that is being reset is waited for, but not for ever."""
-    app = App(dsn, drain_grace=0.5, reset=f"SELECT pg_sleep({seconds})")
+
+    async def on_release(db: poolscope.ScopedConnection) -> None:
+        await db.execute(f"SELECT pg_sleep({seconds})")
+
+    app = App(dsn, drain_grace=0.5, on_release=on_release)
     async with serve(app.web, shutdown_timeout=STUCK) as served:
         assert await served.get("/quick") == (200, "42")
         assert app.scope.stats().repairing > 0

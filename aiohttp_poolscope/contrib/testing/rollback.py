@@ -360,7 +360,9 @@ def _unused(scope: PoolScope, call: str) -> None:
 
 def _rolled_back(config: PoolConfig) -> tuple[PoolConfig, Driver]:
     # What hooks and resets do to the session is meant for one lease: two must not share it.
-    hooked = config.on_acquire or config.on_release or config.reset != "rollback"
+    hooked = config.on_acquire or config.on_release or config.reset not in {"auto", "rollback"}
     if hooked or config.request_tag == "application_name":
         config = replace(config, maxsize=1, minsize=min(1, config.minsize))
+    if config.reset == "auto":  # its stand-ins share one session
+        config = replace(config, reset="rollback")
     return config, RollbackDriver(config)
