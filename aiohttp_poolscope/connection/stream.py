@@ -88,6 +88,10 @@ class Stream:
         link = await db._ensure()
         if db._streaming:
             await db._end_stream()
+        if not link.closed:
+            # While a statement runs nobody knows whether it is in a transaction: one more BEGIN would be no error, and
+            # the ROLLBACK after it would end somebody else's.
+            await link.cancel_and_wait()
         self._lease = db._lease
         self._own = not db.in_transaction
         self._name = f"poolscope_stream_{next(_stream_numbers)}"

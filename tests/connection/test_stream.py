@@ -264,3 +264,44 @@ async def test_two_tasks_that_read_one_stream(make_scope: Any) -> None:
         )
         assert isinstance(busy, ConnectionBusy)
         assert read == 99
+
+
+async def test_opened_while_a_statement_runs(make_scope: Any, database: Database) -> None:
+    """A stream begun by a second task is refused, and leaves the transaction of the first alone."""
+    database.sql("CREATE TABLE things (n int)")
+    async with make_scope() as scope, scope.acquire() as db:
+        with pytest.raises(ZeroDivisionError):
+            async with db.transaction() as tx:
+                await tx.execute("INSERT INTO things VALUES (1)")
+                running = asyncio.create_task(db.fetchval("SELECT 1 FROM pg_sleep(0.05)"))
+                await asyncio.sleep(0)
+                with pytest.raises(ConnectionBusy):
+                    await anext(db.stream(NUMBERS, (3,)))
+                assert await running == 1
+                await tx.execute("INSERT INTO things VALUES (2)")
+                raise ZeroDivisionError
+        assert await db.fetch("SELECT * FROM things") == []
+
+
+async def test_opened_after_a_statement_was_abandoned(make_scope: Any, database: Database) -> None:
+    """A cancellation that was caught leaves a statement behind: the stream still knows of the transaction it is in."""
+    database.sql("CREATE TABLE things (n int)")
+    async with make_scope() as scope, scope.acquire() as db:
+        await db.execute("BEGIN")
+        await db.execute("INSERT INTO things VALUES (1)")
+        await db.execute("SAVEPOINT mine")
+        abandoned = asyncio.create_task(db.execute("SELECT pg_sleep(10)"))
+        await until(
+            lambda: (
+                database.backends("1")
+                and database.sql("SELECT 1 FROM pg_stat_activity WHERE query ~ '^SELECT pg_sleep'")
+            )
+        )
+        abandoned.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await abandoned
+        with pytest.raises(psycopg2.Error):  # the cancelled statement has failed the transaction
+            await anext(db.stream(NUMBERS, (3,)))
+        assert db.in_transaction
+        await db.execute("ROLLBACK")
+    assert database.sql("SELECT * FROM things") == []
