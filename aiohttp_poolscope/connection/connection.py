@@ -17,6 +17,7 @@ from aiohttp_poolscope.driver import FAILED, IN_TRANSACTION
 from aiohttp_poolscope.errors import ConnectionBusy, ConnectionReleased, PoolScopeError
 
 from .cursor import ScopedCursor
+from .limits import check_timeout
 from .statements import Isolation, Statements
 from .stream import ABANDONED, NOT_STREAMING, Stream
 from .transaction import Transaction
@@ -141,7 +142,7 @@ class ScopedConnection(Statements):
         In a request the next use borrows again; a connection from ``scope.acquire()`` is finished. Not possible
         inside ``transaction()``.
         """
-        if self._depth and self._link is not None:
+        if self._depth and self._link is not None and not self._link.closed:
             raise PoolScopeError("release() inside transaction(): leave its 'async with' block first")
         self._give_back()
 
@@ -249,6 +250,8 @@ class ScopedConnection(Statements):
         link = self._link
         if link is None:
             link = await self._ensure()
+        if timeout is not None:
+            check_timeout(timeout)
         if self._streaming:
             await self._end_stream()
         cursor = link.cursor()

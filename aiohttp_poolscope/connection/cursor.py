@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from aiohttp_poolscope.errors import ConnectionBusy
 
+from .limits import check_timeout
+
 if TYPE_CHECKING:
     from .connection import ScopedConnection
     from .statements import Statements
@@ -33,6 +35,8 @@ class ScopedCursor:
     async def _run(self, sql: str | bytes, params: Any, timeout: float | None) -> None:
         db = self._db
         db._check_lease(self._lease)
+        if timeout is not None:
+            check_timeout(timeout)
         if db._streaming:
             await db._end_stream()
         await db._link_in_use().run(self._raw, sql, params, timeout)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from .cursor import CursorContext
+from .limits import check_timeout
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -96,6 +97,8 @@ class Statements:
 
         They go to the server a hundred at a time; ``timeout`` is for each of these batches.
         """
+        if timeout is not None:
+            check_timeout(timeout)
         async with self.transaction() as tx:
             db = self._connection()
             batch: list[bytes] = []

@@ -38,8 +38,9 @@ class ScopeKey(web.RequestKey[ScopedConnection]):
     __slots__ = ("_hash", "name")
 
     def __init__(self, name: str) -> None:
-        super().__init__(name, ScopedConnection)
-        self.name = name
+        # aiohttp's own looks for the module that is being imported, to name the key after it. A thread imports none.
+        self._name = self.name = name
+        self._t = ScopedConnection
         self._hash = hash(name)
 
     def __hash__(self) -> int:

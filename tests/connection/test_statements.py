@@ -275,3 +275,36 @@ async def test_a_statement_of_any_size_is_sent(make_scope: Any, size: int) -> No
     """What the socket does not take in one piece goes out as it becomes writable."""
     async with make_scope(statement_timeout=10) as scope, scope.acquire() as db:
         assert await db.fetchval("SELECT length(%s)", ("x" * size,)) == size
+
+
+WRONG_TIMEOUTS = [
+    ("5", TypeError),
+    (True, TypeError),
+    (-1, ValueError),
+    (float("nan"), ValueError),
+    (float("inf"), ValueError),
+]
+
+
+@pytest.mark.parametrize(("timeout", "error"), WRONG_TIMEOUTS)
+async def test_a_timeout_that_is_none(
+    make_scope: Any, database: Database, timeout: Any, error: type[Exception]
+) -> None:
+    """What is no number of seconds is refused before anything is sent, and the connection goes on."""
+    database.sql("CREATE TABLE t (a int)")
+    insert = "INSERT INTO t VALUES (1)"
+    async with make_scope(maxsize=1) as scope, scope.acquire() as db:
+        pid = await db.fetchval(PID)
+        async with db.cursor() as cursor:
+            calls = (
+                lambda: db.execute(insert, timeout=timeout),
+                lambda: db.fetch(insert, timeout=timeout),
+                lambda: db.executemany("INSERT INTO t VALUES (%s)", [(1,)], timeout=timeout),
+                lambda: cursor.execute(insert, timeout=timeout),
+                lambda: cursor.callproc("now", timeout=timeout),
+            )
+            for call in calls:
+                with pytest.raises((TypeError, ValueError), match="must be a number of seconds"):
+                    await call()
+        assert await db.fetchval(PID) == pid
+        assert database.sql("SELECT count(*) FROM t") == [(0,)]

@@ -151,3 +151,19 @@ async def test_a_borrow_that_ends_under_a_begin(make_scope: Any, database: Datab
                 await tx.execute(INSERT, (1,))
             assert db._depth == 0
             db._end("its end")
+
+
+async def test_a_session_that_dies_inside_can_be_released(make_scope: Any, database: Database) -> None:
+    """A lease whose session has died inside transaction() can be given back there, and its room is free at once."""
+
+    async def work(db: ScopedConnection) -> None:
+        async with db.transaction() as tx:
+            await tx.execute("SELECT 1")
+            await asyncio.to_thread(database.kill)
+            await until(lambda: db.closed, "the end of the connection")
+            db.release()
+
+    async with make_scope(maxsize=1) as scope:
+        with pytest.raises(PoolScopeError):
+            await work(await scope.acquire())
+        assert await scope.fetchval("SELECT 42") == 42

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web, web_protocol
@@ -108,3 +109,20 @@ async def test_methods_that_clients_make_up(dsn: str, serve: Serve, monkeypatch:
             async with served.client.request(f"MADEUP{number}", served.url) as response:
                 assert (response.status, await response.text()) == (200, "42")
         assert len(scope._marks) == 1
+
+
+def test_made_in_any_thread(dsn: str) -> None:
+    """A scope can be made and set up in a thread that runs no module: tests of applications, workers."""
+    found: list[object] = []
+
+    def make() -> None:
+        try:
+            found.append(poolscope.setup(web.Application(), dsn).key)
+            found.append(poolscope.PoolScope(dsn, key="other").key)
+        except BaseException as error:  # noqa: BLE001
+            found.append(error)
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    assert found == ["db", "other"]
