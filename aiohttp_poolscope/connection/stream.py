@@ -7,7 +7,7 @@ import itertools
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from aiohttp_poolscope.driver import FAILED
-from aiohttp_poolscope.errors import ConnectionBusy
+from aiohttp_poolscope.errors import ConnectionBusy, DatabaseUnavailable, OutcomeUnknown
 from aiohttp_poolscope.sql.effects import may_have_written
 
 if TYPE_CHECKING:
@@ -78,8 +78,7 @@ class Stream:
             await self._fail()
             raise
         if len(rows) < self._size:
-            # What only reads has nothing to commit: an answer that is lost then leaves no doubt.
-            await self._end("COMMIT" if may_have_written(self._sql, in_transaction=False) else "ROLLBACK")
+            await self._commit()
         rows.reverse()
         self._rows = rows
 
@@ -114,6 +113,14 @@ class Stream:
     async def _fail(self) -> None:
         with contextlib.suppress(Exception):
             await self._end("ROLLBACK")
+
+    async def _commit(self) -> None:
+        try:
+            await self._end("COMMIT")
+        except OutcomeUnknown as error:
+            if may_have_written(self._sql, in_transaction=False):
+                raise
+            raise DatabaseUnavailable("the connection was lost at the end of a stream that only reads") from error
 
     async def _end(self, how: str) -> None:
         """Close the server's cursor: with its transaction, or on its own inside somebody else's."""

@@ -114,8 +114,11 @@ class Transaction(Statements):
                 await link.cancel_and_wait()  # its cancellation was caught; this may fail the transaction
             failed = link.status == FAILED
             await link.run(link.cursor(), self._rollback if undo or failed else self._commit)
-        except (ConnectionBusy, asyncio.CancelledError):
+        except ConnectionBusy:
             link.fail(DatabaseUnavailable("closed: a transaction was ended while another task used the connection"))
+            raise
+        except asyncio.CancelledError:
+            link.fail(DatabaseUnavailable("closed: the task was cancelled while its transaction ended"))
             raise
         if failed and not undo:
             raise TransactionFailed(

@@ -17,6 +17,7 @@ from aiohttp_poolscope.clock import SYSTEM
 from aiohttp_poolscope.errors import ConfigError, DatabaseUnavailable
 
 from .errors import in_words
+from .fork import let_go_in_children
 from .link import Link
 from .search import Search
 
@@ -188,6 +189,7 @@ class Driver:
                 **params,
             )
         link = Link(await pool.acquire(), pool, target, self._rows, pgbouncer=self.config.pgbouncer, clock=self._clock)
+        let_go_in_children(link.raw)
         link.generation = generation
         # Of a standby that was looked for, or in sessions that are read-only anyway, nobody expects to write.
         if not self.config.readonly and self.config.target in ("any", "primary"):

@@ -17,7 +17,7 @@ from aiohttp_poolscope.sql.session import needs_session
 
 from .errors import in_words
 from .libpq import request_cancel
-from .outcome import must_roll_back, own_error
+from .outcome import own_error, refuse_unless_rollback
 from .patches import go_on
 from .results import Results
 from .statement import text_of, with_comment
@@ -174,12 +174,6 @@ class Link(Results):
         return FAILED if self._spoiled and status == IN_TRANSACTION else status
 
     @property
-    def server_version(self) -> int:
-        """As PostgreSQL counts: 150004 is 15.4."""
-        version: int = self.raw.server_version
-        return version
-
-    @property
     def in_standby(self) -> bool | None:
         """Whether the server says of itself that it is a standby. None: it does not say (before PostgreSQL 14)."""
         # PgBouncer repeats what some server told it once.
@@ -233,18 +227,19 @@ class Link(Results):
         self._check(sql)
         if not self.closed and (self.cancelling is not None or self.raw.isexecuting()):
             await self.cancel_and_wait()
+        text = sql if type(sql) is str else text_of(sql, self.raw)
         if self.watch_session and not self.session_changed:
-            self.session_changed = changes_session(sql if type(sql) is str else text_of(sql, self.raw))
+            self.session_changed = changes_session(text)
         in_transaction = self.raw.get_transaction_status() == IN_TRANSACTION
         if self._spoiled:
-            self._spoiled = in_transaction and must_roll_back(sql)
+            self._unspoil(text, in_transaction=in_transaction)
         self._sent = None
         aio._waiter = waiter = self._loop.create_future()
         self.running_since = begun = self._now()
         timer = None if timeout is None else self._loop.call_later(timeout, self.time_out, timeout)
         try:
             cursor.execute(with_comment(sql, self.comment, params) if self.comment else sql, params)
-            self._sent, self._sent_in_transaction = sql, in_transaction
+            self._sent, self._sent_in_transaction = text, in_transaction
             go_on(aio._weakref)  # what has not been sent yet; and a look: uvloop tells of a connection's end only once
             await waiter
             if self._late is not None:
@@ -273,6 +268,11 @@ class Link(Results):
             raise PoolScopeError(OTHER_LOOP)
         if self.pgbouncer and (problem := needs_session(sql)) is not None:
             raise PoolScopeError(f"refused with pgbouncer=True: {problem}")
+
+    def _unspoil(self, text: str, *, in_transaction: bool) -> None:
+        if in_transaction:
+            refuse_unless_rollback(text)
+        self._spoiled = False
 
     async def _await_before(self, sql: object, timeout: float | None) -> float | None:
         for each in tuple(self.before):
@@ -359,7 +359,7 @@ class Link(Results):
             return "timeout"
         return "connection" if self.closed else "statement"
 
-    def _raise_ours(self, error: Exception, sent: object) -> None:
+    def _raise_ours(self, error: Exception, sent: str | None) -> None:
         """Raise our own error if the connection or the time is at fault, not the statement."""
         if not isinstance(error, psycopg2.Error):
             return

@@ -22,14 +22,14 @@ from .errors import in_words
 if TYPE_CHECKING:
     from .address import Target
 
-__all__ = ("must_roll_back", "own_error")
+__all__ = ("own_error", "refuse_unless_rollback")
 
 
-def must_roll_back(sql: object) -> bool:
-    """False for a ROLLBACK. Anything else raises TransactionFailed: a statement before it ended late."""
-    found = statements(sql) if isinstance(sql, str) else []
+def refuse_unless_rollback(text: str) -> None:
+    """Raise TransactionFailed for whatever is no ROLLBACK: a statement before it has ended late."""
+    found = statements(text)
     if found and found[0][0] in {"ROLLBACK", "ABORT"}:
-        return False
+        return
     raise TransactionFailed(
         "a statement in this transaction was cancelled for its time, and ended well all the same: what it has done is "
         "rolled back. Let its QueryTimeout leave the transaction() block"
@@ -39,7 +39,7 @@ def must_roll_back(sql: object) -> bool:
 def own_error(
     error: psycopg2.Error,
     *,
-    sent: object,
+    sent: str | None,
     in_transaction: bool,
     target: Target,
     closed: Any,
@@ -48,7 +48,7 @@ def own_error(
 ) -> PoolScopeError | None:
     """What is raised instead of the driver's ``error``; None: it is the statement's own.
 
-    ``sent`` is the statement that was sent, and ``in_transaction`` whether it was inside of one; None: none was.
+    ``sent`` is the text that was sent, None if nothing was, and ``in_transaction`` whether a transaction was open then.
     ``reason`` is why somebody closed the connection, ``late`` that the statement was cancelled for its time.
     """
     if reason is None and isinstance(error, psycopg2.extensions.QueryCanceledError):

@@ -22,10 +22,10 @@ class Results:
         self._factory: dict[str, Any] = {"cursor_factory": rows} if rows else {}
         self._cursor: Any = None
         # The last statement: what it may have done counts until its rows are read.
-        self._sent: object = None
+        self._sent: str | None = None
         self._sent_in_transaction = False
 
-    def _raise_ours(self, error: Exception, sent: object) -> None:
+    def _raise_ours(self, error: Exception, sent: str | None) -> None:
         raise NotImplementedError
 
     def cursor(self) -> Any:

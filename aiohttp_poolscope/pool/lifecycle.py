@@ -97,6 +97,7 @@ class Lifecycle:
                 await self._check_budget()
                 await self._try_reset()
         except BaseException:
+            _alive.discard(self)
             await self.pool.close()
             raise
         self._housekeeper.start()

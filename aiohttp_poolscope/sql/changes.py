@@ -27,12 +27,12 @@ OF_TRANSACTION: Final = frozenset("LOCAL TRANSACTION CONSTRAINTS".split())
 CALLS: Final = frozenset(
     """
     PG_ADVISORY_LOCK PG_ADVISORY_LOCK_SHARED PG_TRY_ADVISORY_LOCK PG_TRY_ADVISORY_LOCK_SHARED SET_CONFIG SETSEED
-    PG_ADVISORY_UNLOCK PG_ADVISORY_UNLOCK_SHARED PG_ADVISORY_UNLOCK_ALL LASTVAL DBLINK_CONNECT
+    DBLINK_CONNECT
     """.split()
 )
-"""Functions of PostgreSQL's that leave something in the session."""
+"""Functions that leave something in the session."""
 
-TEMPORARY: Final = frozenset("TEMP TEMPORARY".split())
+TEMPORARY: Final = frozenset("TEMP TEMPORARY PG_TEMP".split())
 
 
 @functools.lru_cache(maxsize=REMEMBERED)

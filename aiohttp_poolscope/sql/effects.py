@@ -1,6 +1,7 @@
-"""Effects: whether a statement may have written, when nobody knows how it ended. Only asked when a connection is lost.
+"""Effects: whether a statement may have written, when nobody knows how it ended.
 
-In doubt it may have. A view or an operator that calls a function which writes cannot be seen here.
+Only asked when a connection was lost, for the words of the error. In doubt it may have. A view or an operator that
+calls a function which writes cannot be seen here, nor a function of one's own with the name of a harmless one.
 """
 
 from __future__ import annotations
@@ -77,22 +78,17 @@ HARMLESS: Final = frozenset(
 """PostgreSQL's own functions that people call most and that write nothing."""
 
 
-def may_have_written(sql: object, *, in_transaction: bool) -> bool:
-    """Whether a statement that was sent, and of whose end nothing is known, may have left something in the database.
+def may_have_written(text: str, *, in_transaction: bool) -> bool:
+    """Whether a text that was sent, and of whose end nothing is known, may have left something in the database.
 
     ``in_transaction``: it was sent inside of a transaction, which has been rolled back unless the text ended it.
-    A statement that is neither str nor bytes may have written anything.
     """
-    if isinstance(sql, bytes):
-        sql = sql.decode("latin-1")
-    if not isinstance(sql, str):
-        return not in_transaction
-    found = statements(sql)
+    found = statements(text)
     if not in_transaction:
         return not all(map(_only_reads, found))
     if not any(map(_ends_transaction, found)):
         return False
-    return len(found) > 1 or found[0][0] in {"COMMIT", "END"}
+    return len(found) > 1 or found[0][0] not in {"ROLLBACK", "ABORT"}
 
 
 def _ends_transaction(statement: list[str]) -> bool:
@@ -103,7 +99,7 @@ def _ends_transaction(statement: list[str]) -> bool:
 def _only_reads(statement: list[str]) -> bool:
     first = statement[0]
     if first in WRITE_NOTHING:
-        return True
+        return "PREPARED" not in statement
     if first == "EXPLAIN":
         return ANALYZE.isdisjoint(statement) or _only_reads(_explained(statement))
     if first not in READS:

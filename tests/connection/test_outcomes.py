@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
+from psycopg2 import sql
 
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope import (
@@ -50,10 +51,10 @@ def wire(dsn: str, database: Database) -> Iterator[Wire]:
         yield found
 
 
-def statement(sql: Any, method: str = "execute") -> Work:
+def statement(text: Any, method: str = "execute") -> Work:
     async def work(db: poolscope.ScopedConnection, lose: Lose) -> None:
         lose()
-        await getattr(db, method)(sql)
+        await getattr(db, method)(text)
 
     return work
 
@@ -85,6 +86,19 @@ async def commit_by_hand(db: poolscope.ScopedConnection, lose: Lose) -> None:
     await db.execute("COMMIT")
 
 
+async def commit_composed(db: poolscope.ScopedConnection, lose: Lose) -> None:
+    await db.execute("BEGIN")
+    await db.execute(INSERT)
+    lose()
+    await db.execute(sql.SQL("COMMIT"))  # type: ignore[arg-type]
+
+
+async def composed_inside(db: poolscope.ScopedConnection, lose: Lose) -> None:
+    async with db.transaction() as tx:
+        lose()
+        await tx.execute(COMPOSED)  # type: ignore[arg-type]
+
+
 async def inside(db: poolscope.ScopedConnection, lose: Lose) -> None:
     async with db.transaction() as tx:
         await tx.execute(INSERT)
@@ -114,6 +128,8 @@ async def the_end_of_a_stream_that_writes(db: poolscope.ScopedConnection, lose: 
         lose(EMPTY)
 
 
+COMPOSED = sql.SQL("INSERT INTO {} VALUES (1)").format(sql.Identifier("t"))
+
 CASES: dict[str, tuple[Work, type[Exception], int]] = {
     "INSERT": (statement(INSERT), UNKNOWN, 1),
     "INSERT RETURNING": (statement(INSERT + " RETURNING n", "fetchval"), UNKNOWN, 1),
@@ -129,6 +145,9 @@ CASES: dict[str, tuple[Work, type[Exception], int]] = {
     "COMMIT": (commit, UNKNOWN, 1),
     "COMMIT by hand": (commit_by_hand, UNKNOWN, 1),
     "a stream that writes": (the_end_of_a_stream_that_writes, UNKNOWN, 1),
+    "composed": (statement(COMPOSED), UNKNOWN, 1),
+    "composed COMMIT": (commit_composed, UNKNOWN, 1),
+    "composed inside": (composed_inside, AWAY, 0),
     "SELECT": (statement("SELECT count(*) FROM t -- INSERT", "fetchval"), AWAY, 0),
     "EXPLAIN": (statement(f"EXPLAIN {INSERT}", "fetch"), AWAY, 0),
     "inside": (inside, AWAY, 0),
@@ -172,11 +191,11 @@ async def taken_away(make_scope: Any, how: str) -> AsyncIterator[tuple[poolscope
 
 @pytest.mark.parametrize("how", ["max_lease", "drain"])
 @pytest.mark.parametrize(
-    ("sql", "expected"),
+    ("text", "expected"),
     [("SELECT pg_sleep(60)", ConnectionReleased), ("INSERT INTO t SELECT 1 FROM pg_sleep(60)", OutcomeUnknown)],
     ids=["read", "write"],
 )
-async def test_taken_away(make_scope: Any, database: Database, how: str, sql: str, expected: type[Exception]) -> None:
+async def test_taken_away(make_scope: Any, database: Database, how: str, text: str, expected: type[Exception]) -> None:
     """A connection that is taken away under a statement says so; under one that may write, that nobody knows."""
     database.sql("CREATE TABLE t (n int)")
     async with taken_away(make_scope, how) as (scope, begin):
@@ -186,9 +205,9 @@ async def test_taken_away(make_scope: Any, database: Database, how: str, sql: st
             async with scope.acquire() as db:
                 begin()
                 try:
-                    await db.execute(sql)
+                    await db.execute(text)
                 except asyncio.CancelledError:  # the drain's; it goes on all the same
-                    await db.execute(sql)
+                    await db.execute(text)
 
         async def work() -> None:
             try:

@@ -22,6 +22,7 @@ CHANGES = [
     "DO $$ BEGIN PERFORM set_config('a.b', 'c', false); END $$",
     "CALL p()",
     "CREATE TEMP TABLE t (a int)",
+    "CREATE TABLE pg_temp.t (a int)",
     "CREATE OR REPLACE TEMPORARY VIEW v AS SELECT 1",
     "SELECT 1 INTO TEMP t",
     "SELECT * FROM a, pg_temp.b, LATERAL (SELECT pg_try_advisory_lock(1)) AS c",
