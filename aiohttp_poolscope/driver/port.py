@@ -40,7 +40,10 @@ class StatementObserver(Protocol):
 class OpenConnection(Protocol):
     """One open connection.
 
-    The pool decides by what it says of itself; a lease runs statements on it; the housekeeper looks at what runs.
+    Who calls what: its state is anybody's to read. ``run``, the cursors and what reads them are for the lease, and for
+    hooks and resets between two leases. ``ping``, ``cancel_and_wait`` and ``close`` are the pool's alone; a transaction
+    that ends may ``cancel_and_wait`` as well. ``time_out`` is the housekeeper's, ``fail`` is for whoever takes the
+    connection away: the housekeeper, the end of the pool, a transaction whose end is not certain.
     """
 
     raw: Any
