@@ -26,7 +26,7 @@ help:
 	@echo "make test       the tests that need nothing but Python; ARGS=... goes to pytest"
 	@echo "make test-all   also those that need system packages"
 	@echo "make lint       ruff, mypy, pyright, import-linter"
-	@echo "make simulate   random schedules against the gate; SCHEDULES=100000"
+	@echo "make simulate   the gate, and the whole pool in virtual time; SCHEDULES=100000, ARGS=\"--seed 7 --shell-only\""
 	@echo "make soak       ten minutes of mixed load and random faults, then an audit; MINUTES=30, ARGS=--uvloop"
 	@echo "make facts      the figures of the README, measured here, in a minute and a half; ARGS=--json for every run"
 	@echo "make bench      beside aiopg by hand, asyncpg, psycopg and others, 20 minutes; needs wrk; ARGS=--help for a part"

@@ -10,6 +10,7 @@ import random
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
+from aiohttp_poolscope.clock import SYSTEM
 from aiohttp_poolscope.connection import Acquisition, ScopedConnection
 from aiohttp_poolscope.driver import DatabaseError, sqlstate
 from aiohttp_poolscope.errors import ConfigError, DatabaseUnavailable, PoolScopeError, ShuttingDown
@@ -71,7 +72,7 @@ async def on_another_run(scope: Outside, config: PoolConfig, driver: Connector) 
     first = scope._run
     if first is None:
         raise scope._not_serving()
-    second = Lifecycle(config, scope._events, driver)
+    second = Lifecycle(config, scope._events, driver, scope._clock)
     await second.start()
     scope._run = second
     try:
@@ -92,6 +93,7 @@ class Outside:
         self.config = config
         self._events = Events(partial(log_callback_error, config.key))
         self._events.listen(write, *LOGGED)
+        self._clock = SYSTEM  # a simulation has another
         self._run: Lifecycle | None = None
         self._ran = False
         self._users = 0
@@ -130,7 +132,7 @@ class Outside:
                     self._run = None
                 if self._run is None:
                     self._ran = False
-                    run = Lifecycle(self.config, self._events)
+                    run = Lifecycle(self.config, self._events, clock=self._clock)
                     await run.start()
                     self._run = run
         except BaseException:
