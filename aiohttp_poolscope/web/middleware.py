@@ -10,7 +10,7 @@ from aiohttp import hdrs, web
 from aiohttp_poolscope.connection import ScopedConnection
 from aiohttp_poolscope.driver import DatabaseError, cancelled_by_server, sqlstate
 from aiohttp_poolscope.errors import ClientGone, DatabaseUnavailable, PoolScopeError, QueryTimeout
-from aiohttp_poolscope.request import client_gone
+from aiohttp_poolscope.request import answer_begun, client_gone
 
 from .marks import Mark, mark_of
 from .outside import Outside, current
@@ -69,11 +69,10 @@ class Middleware(Outside):
             return await (handler(request) if self._is_replica else self._answer_while_draining(request, handler))
         pool = run.pool
         around = request.get(self.key) if len(request) else None
-        # Unmatched, or attached already by the same scope in an outer application. Another scope with the same key
-        # gives way to this one: its connection may be to another database.
-        if match.http_exception is not None or (around is not None and _home_of(around) is pool):
+        # Unmatched, or attached already by the same scope in an outer application.
+        if match.http_exception is not None or (around is not None and _is_of_this_pass(around, pool, match)):
             return await handler(request)
-        mark = self._mark(match.handler, request.method)
+        mark = self._mark(match, request.method, handler)
         if mark.acquire == "none" or (self.config.skip is not None and self.config.skip(request)):
             return await _answered(request, handler)
         source = pool if self._replica is None else self._pool_to_read(pool, self._replica, mark, request)
@@ -109,10 +108,17 @@ class Middleware(Outside):
             source.attached -= source is not pool
             db._end("the end of its handler")
             if around is not None:
-                request[self.key] = around
+                self._restore(around, pool, request)
         if pool.gate.draining and not response.prepared:
             response.force_close()
         return response
+
+    def _restore(self, around: Any, pool: Pool, request: web.Request) -> None:
+        """What was there before: of another scope, under the key; of an earlier pass, for what is borrowed beside."""
+        if _home_of(around) is not pool:
+            request[self.key] = around
+        else:
+            current.set(around)
 
     def _pool_to_read(self, own: Pool, replica: Outside, mark: Mark, request: web.Request) -> Pool:
         """The pool for this request: the replica's, if it may be and can be."""
@@ -132,10 +138,13 @@ class Middleware(Outside):
             return request.content.is_eof() and hdrs.UPGRADE not in request.headers
         return how == "eager"
 
-    def _mark(self, handler: Any, method: str) -> Mark:
+    def _mark(self, match: AbstractMatchInfo, method: str, called: Any = None) -> Mark:
+        handler: Any = match.handler
         key = (handler, method if method in hdrs.METH_ALL else "*")  # clients may make up methods without end
         mark = self._marks.get(key)
         if mark is None:
+            if called is not None and not isinstance(getattr(match, "route", None), web.AbstractRoute):
+                return mark_of(called, method)  # make_mocked_request's: each has a route of its own, that knows nothing
             of_files = isinstance(getattr(handler, "__self__", None), web.StaticResource)
             mark = Mark(acquire="none") if of_files else mark_of(handler, method)
             if self._is_replica and mark.acquire != "none":  # the other marks are about the scope that reads from it
@@ -145,7 +154,7 @@ class Middleware(Outside):
 
     async def _answer_while_draining(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         match: AbstractMatchInfo = request.match_info
-        needed = match.http_exception is None and self._mark(match.handler, request.method).acquire != "none"
+        needed = match.http_exception is None and self._mark(match, request.method).acquire != "none"
         if needed and not (self.config.skip is not None and self.config.skip(request)):
             return answer(self._not_serving(), request)
         try:
@@ -162,6 +171,16 @@ def _home_of(attached: Any) -> object:
     """The pool of the scope that a connection was attached by."""
     lender = getattr(attached, "_lender", None)
     return lender.home if isinstance(lender, ReplicaOrHome) else lender
+
+
+def _is_of_this_pass(attached: Any, pool: Pool, match: AbstractMatchInfo) -> bool:
+    """Whether a request's connection was attached by the same scope, in the same pass through its middlewares.
+
+    Another scope with the same key gives way: its connection may be to another database. A request that is handled
+    again has one that has ended; a clone that is dispatched has that of its original, and a match of its own.
+    """
+    request: web.Request | None = getattr(attached, "client", None)
+    return request is not None and _home_of(attached) is pool and request.match_info is match
 
 
 def _is_redirect(error: BaseException) -> bool:
@@ -188,7 +207,7 @@ def _answer_to(error: BaseException, request: web.Request, *, draining: bool = F
         ours = DatabaseUnavailable(f"the server has run out of something: {error}")
     response: web.Response | None = None
     # Not if an answer is on its way already: this one would end up inside of it.
-    if isinstance(ours, PoolScopeError) and not request.writer.output_size:
+    if isinstance(ours, PoolScopeError) and not answer_begun(request):
         response = answer(ours, request)
     closing = error if isinstance(error, web.HTTPException) else response
     if draining and closing is not None:
