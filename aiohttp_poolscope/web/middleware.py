@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import hdrs, web
 
 from aiohttp_poolscope.connection import ScopedConnection
-from aiohttp_poolscope.driver import DatabaseError, cancelled_by_server, sqlstate
+from aiohttp_poolscope.driver import OUT_OF_RESOURCES, DatabaseError, cancelled_by_server, sqlstate
 from aiohttp_poolscope.errors import ClientGone, DatabaseUnavailable, PoolScopeError, QueryTimeout
 from aiohttp_poolscope.request import answer_begun, client_gone
 
 from .marks import Mark, mark_of
 from .outside import Outside, current
 from .replica import ReplicaOrHome
-from .responses import answer, only_ours
+from .responses import answer, begin_anew, note_undone, only_ours
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from aiohttp_poolscope.pool import Pool
 
 __all__ = ("Middleware", "ScopeKey")
-
-OUT_OF_RESOURCES = "53"
-"""SQLSTATE class 53: disk full, out of memory, too many connections. The statement is not at fault."""
 
 
 class ScopeKey(web.RequestKey[ScopedConnection]):
@@ -54,6 +51,7 @@ class Middleware(Outside):
 
     def __init__(self, config: PoolConfig) -> None:
         super().__init__(config)
+        begin_anew(config.key)
         self.key = ScopeKey(config.key)
         self._marks: dict[tuple[Any, str], Mark] = {}
         self._replica: Outside | None = None
@@ -74,7 +72,7 @@ class Middleware(Outside):
             return await handler(request)
         mark = self._mark(match, request.method, handler)
         if mark.acquire == "none" or (self.config.skip is not None and self.config.skip(request)):
-            return await _answered(request, handler)
+            return await self._answered(request, handler)
         source = pool if self._replica is None else self._pool_to_read(pool, self._replica, mark, request)
         db = ScopedConnection(pool if source is pool else ReplicaOrHome(source, pool))
         db.client = request
@@ -99,7 +97,7 @@ class Middleware(Outside):
                 response = await handler(request)
         except BaseException as error:
             _note_failure(db, error)
-            refusal = _answer_to(error, request, draining=pool.gate.draining)
+            refusal = _answer_to(error, request, db._lender.key, draining=pool.gate.draining)
             if refusal is None:
                 raise
             return refusal
@@ -156,15 +154,25 @@ class Middleware(Outside):
         match: AbstractMatchInfo = request.match_info
         needed = match.http_exception is None and self._mark(match, request.method).acquire != "none"
         if needed and not (self.config.skip is not None and self.config.skip(request)):
-            return answer(self._not_serving(), request)
+            return answer(self._not_serving(), request, self.config.key)
         try:
-            response = await _answered(request, handler)
+            response = await self._answered(request, handler)
         except web.HTTPException as raised:
             raised.force_close()
             raise
         if not response.prepared:
             response.force_close()
         return response
+
+    async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Run a handler without a connection of its own: what it borrows by scope.acquire() is answered for as well."""
+        try:
+            return await handler(request)
+        except BaseException as error:
+            refusal = _answer_to(error, request, self.config.key)
+            if refusal is None:
+                raise
+            return refusal
 
 
 def _home_of(attached: Any) -> object:
@@ -193,8 +201,8 @@ def _note_failure(db: ScopedConnection, error: BaseException) -> None:
         db._fail()
 
 
-def _answer_to(error: BaseException, request: web.Request, *, draining: bool = False) -> web.Response | None:
-    """The answer to what left a handler; None for what is not ours to answer.
+def _answer_to(error: BaseException, request: web.Request, pool: str, *, draining: bool = False) -> web.Response | None:
+    """The answer to what left a handler; None for what is not ours to answer. ``pool`` is the key of the request's.
 
     A function of its own, so that no frame of the error's traceback holds the error: that would be a cycle.
     """
@@ -205,26 +213,16 @@ def _answer_to(error: BaseException, request: web.Request, *, draining: bool = F
         ours = QueryTimeout("a statement run on db.raw was cancelled by the server")
     elif isinstance(error, DatabaseError) and (sqlstate(error) or "").startswith(OUT_OF_RESOURCES):
         ours = DatabaseUnavailable(f"the server has run out of something: {error}")
+        ours.pool, ours.statement = getattr(error, "pool", None), getattr(error, "statement", None)
     response: web.Response | None = None
     # Not if an answer is on its way already: this one would end up inside of it.
     if isinstance(ours, PoolScopeError) and not answer_begun(request):
-        response = answer(ours, request)
+        response = answer(ours, request, pool)
     closing = error if isinstance(error, web.HTTPException) else response
     if draining and closing is not None:
         # Else a client with a second request under way on this connection gets no answer to it.
         closing.force_close()
     return response
-
-
-async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Run a handler that has no connection of its own: what it borrows by scope.acquire() is answered for as well."""
-    try:
-        return await handler(request)
-    except BaseException as error:
-        refusal = _answer_to(error, request)
-        if refusal is None:
-            raise
-        return refusal
 
 
 def _must_be_there(request: web.Request) -> None:
@@ -257,6 +255,9 @@ async def _in_transaction(
                 raise _UndoneError(response)
     except _UndoneError as undone:
         return undone.response
+    except BaseException as error:
+        note_undone(error, request, db._lender.key)
+        raise
     if redirect is not None:
         raise redirect
     return response
