@@ -369,7 +369,8 @@ class Link(Results):
     def _raise_ours(self, error: Exception, sent: object) -> None:
         """Raise our own error if the connection or the time is at fault, not the statement."""
         if not isinstance(error, psycopg2.Error):
-            raise named(error, self.pool, sent)
+            named(error, self.pool, sent)
+            return
         ours = own_error(
             error,
             sent=sent,
