@@ -29,7 +29,8 @@ class PoolScopeError(Exception):
 
     ``status`` is the HTTP status the middleware answers with, ``code`` the machine-readable name in the body,
     ``title`` the sentence in the body and ``retry_after`` the ``Retry-After`` header in seconds (None: no header).
-    ``request_id`` names the request whose borrow was refused, None where there was none.
+    ``request_id`` names the request whose borrow was refused, None where there was none. ``pool`` is the key of the
+    pool, and ``statement`` the text of the statement that was in flight, without any value in it, where it is known.
     """
 
     status: ClassVar[int] = 500
@@ -37,6 +38,8 @@ class PoolScopeError(Exception):
     title: ClassVar[str] = "The request could not be completed."
     retry_after: int | None = None
     request_id: str | None = None
+    pool: str | None = None
+    statement: str | None = None
 
 
 class ConfigError(PoolScopeError):

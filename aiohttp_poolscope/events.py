@@ -221,10 +221,11 @@ class SlowStatement(StatementEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leaked(RequestEvent):
-    """A connection is held for longer than ``leak_threshold``, by ``lease``."""
+    """A connection is held for longer than ``leak_threshold``, by ``lease``, which runs ``statement``, if any."""
 
     kind: ClassVar[str] = "leaked"
     lease: Lease
+    statement: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,7 +241,7 @@ class ReturnedDirty(RequestEvent):
     """A connection came back inside a transaction, and no error was the reason. Its writes are rolled back.
 
     Its handler or block ended well, or called ``release()``; ``lease`` has the line that borrowed. A stream that was
-    left early is none.
+    left early is none, unless its statement may write.
     """
 
     kind: ClassVar[str] = "returned_dirty"

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from aiohttp import web
 
-__all__ = ("client_gone", "comment_for", "path_of", "request_id", "route_of")
+__all__ = ("answer_begun", "client_gone", "comment_for", "path_of", "request_id", "route_of")
 
 VALID_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 """What is taken for a request id: visible ASCII only, so that it can break no log line, and not a whole header."""
@@ -22,7 +22,13 @@ _MADE: Final = web.RequestKey("poolscope.request_id", str)
 def client_gone(request: web.Request) -> bool:
     """Whether the client has left: its transport is gone, or about to be."""
     transport = request.transport
-    return transport is None or transport.is_closing()
+    return transport is None or transport.is_closing() is True  # a mocked one says anything
+
+
+def answer_begun(request: web.Request) -> bool:
+    """Whether a part of an answer has been sent already."""
+    sent: object = request.writer.output_size
+    return isinstance(sent, int) and sent > 0  # a mocked writer has anything
 
 
 def request_id(request: web.Request) -> str:
@@ -48,8 +54,8 @@ def path_of(request: web.Request) -> str:
 
 def route_of(route: Any) -> str | None:
     """A route as it was registered, such as ``/users/{id}``."""
-    resource = getattr(route, "resource", None)
-    return None if resource is None else resource.canonical
+    canonical = getattr(getattr(route, "resource", None), "canonical", None)
+    return canonical if isinstance(canonical, str) else None  # a mocked one has anything
 
 
 def comment_for(request: web.Request | None, route: Any) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from aiohttp_poolscope.driver import FAILED, IN_TRANSACTION
 from aiohttp_poolscope.errors import ConnectionBusy, ConnectionReleased, PoolScopeError
+from aiohttp_poolscope.sql.effects import may_have_written
 
 from .cursor import ScopedCursor
 from .limits import check_timeout
@@ -96,6 +97,7 @@ class ScopedConnection(Statements):
         "_link",
         "_once",
         "_slot",
+        "_streamed",
         "_streaming",
         "client",
         "handling",
@@ -106,6 +108,9 @@ class ScopedConnection(Statements):
         "task",
         "where",
     )
+
+    _streamed: object
+    """The statement of the stream that has, or had, the connection."""
 
     def __init__(self, lender: Lender, *, once: bool = False) -> None:
         self._lender = lender
@@ -229,8 +234,10 @@ class ScopedConnection(Statements):
 
     @property
     def _ended_well(self) -> bool:
-        """Of the lease that ends: whether neither an error nor a stream that was left early is the end of it."""
-        return not self._streaming and self._failed_lease != self._lease - 1
+        """Of the lease that ends: whether neither an error nor a stream of a read, left early, is the end of it."""
+        text = self._streamed
+        left = self._streaming and isinstance(text, str) and not may_have_written(text, in_transaction=False)
+        return not left and self._failed_lease != self._lease - 1
 
     def _end(self, why: str) -> None:
         """No use after this. What is kept is only what the error needs: a request must not be kept alive by it."""

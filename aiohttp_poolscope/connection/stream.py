@@ -96,7 +96,7 @@ class Stream:
         self._name = f"poolscope_stream_{next(_stream_numbers)}"
         self._state = "open"
         if self._own:
-            db._streaming = ONGOING
+            db._streaming, db._streamed = ONGOING, self._sql
         begin = "BEGIN; " if self._own else ""
         try:
             await link.run(link.cursor(), f"{begin}DECLARE {self._name} NO SCROLL CURSOR FOR {self._sql}", self._params)

@@ -5,7 +5,7 @@ says what transaction it is in, cancels, and closes. Each oddity of the librarie
 """
 
 from .driver import Driver
-from .errors import DatabaseError, cancelled_by_server, sqlstate, without_values
+from .errors import OUT_OF_RESOURCES, DatabaseError, cancelled_by_server, sqlstate, without_values
 from .link import FAILED, IDLE, IN_TRANSACTION, Link
 from .port import BeforeStatement, Connector, OpenConnection, StatementObserver
 
@@ -13,6 +13,7 @@ __all__ = (
     "FAILED",
     "IDLE",
     "IN_TRANSACTION",
+    "OUT_OF_RESOURCES",
     "BeforeStatement",
     "Connector",
     "DatabaseError",

@@ -7,9 +7,12 @@ import asyncio
 import psycopg2
 import psycopg2.extensions
 
-__all__ = ("DatabaseError", "cancelled_by_server", "in_words", "sqlstate", "without_values")
+__all__ = ("OUT_OF_RESOURCES", "DatabaseError", "cancelled_by_server", "in_words", "sqlstate", "without_values")
 
 DatabaseError = psycopg2.Error
+
+OUT_OF_RESOURCES = "53"
+"""SQLSTATE class 53: disk full, out of memory, too many connections. The statement is not at fault."""
 
 
 def sqlstate(error: BaseException) -> str | None:

@@ -17,7 +17,7 @@ from aiohttp_poolscope.sql.session import needs_session
 
 from .errors import in_words
 from .libpq import request_cancel
-from .outcome import own_error, refuse_unless_rollback
+from .outcome import named, own_error, refuse_unless_rollback
 from .patches import go_on
 from .results import Results
 from .statement import text_of, with_comment
@@ -73,7 +73,7 @@ class Link(Results):
     with ``watch_session``.
     ``comment``: what is added to each statement's text; ``before``: what is awaited before each is sent; ``observer``
     is told of those that fail, or take longer than ``slow_after`` seconds. ``listening``: somebody may wait for
-    notifications.
+    notifications. ``pool``: the key of its pool, for errors.
     ``role``: whether it was to be a standby, None if no matter; ``role_matches``: whether it was when it was opened.
     """
 
@@ -94,6 +94,7 @@ class Link(Results):
         "observer",
         "on_read_only_error",
         "pgbouncer",
+        "pool",
         "role",
         "role_matches",
         "running_since",
@@ -123,6 +124,7 @@ class Link(Results):
         self.on_read_only_error: Callable[[OpenConnection], None] | None = None
         self.observer: StatementObserver | None = None
         self.slow_after: float | None = None
+        self.pool: str | None = None
         self.before: Sequence[BeforeStatement] = ()
         self.comment = ""
         self.running_since: float | None = None
@@ -143,6 +145,11 @@ class Link(Results):
     def closed(self) -> bool:
         """Whether it can never be used again: closed by us, or found dead."""
         return bool(self.raw.closed)
+
+    @property
+    def in_flight(self) -> object:
+        """The statement in flight; None: there is none."""
+        return None if self.running_since is None else self._sent
 
     @property
     def clean(self) -> bool:
@@ -362,6 +369,7 @@ class Link(Results):
     def _raise_ours(self, error: Exception, sent: str | None) -> None:
         """Raise our own error if the connection or the time is at fault, not the statement."""
         if not isinstance(error, psycopg2.Error):
+            named(error, self.pool, sent)
             return
         ours = own_error(
             error,
@@ -373,12 +381,13 @@ class Link(Results):
             late=self._late,
         )
         if ours is not None:
-            raise ours from error
+            raise named(ours, self.pool, sent) from error
         told, standby = self.on_read_only_error, self.in_standby
         if error.pgcode == READ_ONLY and told is not None and standby is not False:
             told(self)
             if standby:  # else the transaction, or the role, may have been made read-only
-                raise DatabaseUnavailable(f"{self.target} is a standby and takes no writes") from error
+                said = DatabaseUnavailable(f"{self.target} is a standby and takes no writes")
+                raise named(said, self.pool, sent) from error
 
     def close(self) -> None:
         """Close and hand back to the aiopg pool that owns it. May be repeated."""

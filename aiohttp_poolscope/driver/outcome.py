@@ -15,6 +15,7 @@ from aiohttp_poolscope.errors import (
     TransactionFailed,
 )
 from aiohttp_poolscope.sql.effects import may_have_written
+from aiohttp_poolscope.sql.masking import shown
 from aiohttp_poolscope.sql.tokens import statements
 
 from .errors import in_words
@@ -22,7 +23,7 @@ from .errors import in_words
 if TYPE_CHECKING:
     from .address import Target
 
-__all__ = ("own_error", "refuse_unless_rollback")
+__all__ = ("named", "own_error", "refuse_unless_rollback")
 
 
 def refuse_unless_rollback(text: str) -> None:
@@ -34,6 +35,15 @@ def refuse_unless_rollback(text: str) -> None:
         "a statement in this transaction was cancelled for its time, and ended well all the same: what it has done is "
         "rolled back. Let its QueryTimeout leave the transaction() block"
     )
+
+
+def named(error: Exception, pool: str | None, sent: object) -> Exception:
+    """The error itself; if it is ours, it knows the key of the pool and the statement that was sent."""
+    if isinstance(error, PoolScopeError):
+        error.pool = pool
+        if sent is not None:
+            error.statement = shown(sent)
+    return error
 
 
 def own_error(

@@ -51,6 +51,8 @@ class OpenConnection(Protocol):
     comment: str
     """Added to the text of each statement. The pool sets it, and a ping empties it."""
     observer: StatementObserver | None
+    pool: str | None
+    """The key of its pool, for the errors that it raises; with the statement that was sent."""
     before: Sequence[BeforeStatement]
     """Awaited before each statement, mostly nothing. Set with the next two, once, after the connection was opened."""
     slow_after: float | None
@@ -83,6 +85,10 @@ class OpenConnection(Protocol):
     @property
     def executing(self) -> bool:
         """Whether the server may still work on a statement that nobody awaits any more."""
+
+    @property
+    def in_flight(self) -> object:
+        """The statement in flight, as it was given; None: there is none."""
 
     @property
     def status(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from aiohttp_poolscope.connection import ScopedConnection
@@ -55,7 +56,7 @@ def _where(db: ScopedConnection) -> str | None:
     handler = getattr(db.route, "handler", None)
     if handler is None:
         return None
-    while hasattr(handler, "func"):  # functools.partial
+    while isinstance(handler, functools.partial):
         handler = handler.func
     name = getattr(handler, "__qualname__", None) or type(handler).__qualname__  # not its repr: that is user's code
     code = getattr(handler, "__code__", None)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING, Any
 
 from aiohttp_poolscope.connection import ScopedConnection
-from aiohttp_poolscope.driver import DatabaseError, cancelled_by_server
+from aiohttp_poolscope.driver import DatabaseError, cancelled_by_server, sqlstate
 from aiohttp_poolscope.errors import (
     ConnectionReleased,
     DatabaseUnavailable,
@@ -15,6 +14,7 @@ from aiohttp_poolscope.errors import (
     PoolScopeError,
     QueryTimeout,
 )
+from aiohttp_poolscope.logs import is_mistake, log_mistake
 from aiohttp_poolscope.request import comment_for, request_id
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from aiohttp_poolscope.gate import Slot
 
 __all__ = ("before_lending", "prepare", "run")
-
-logger = logging.getLogger("aiohttp_poolscope")
 
 LEAST = 1.0
 """Seconds that on_acquire has at least; as long as a ping."""
@@ -62,17 +60,27 @@ async def _comment(db: ScopedConnection) -> None:
 _name_session.__qualname__ = _comment.__qualname__ = "request_tag"
 
 
-async def run(lender: Lender, hook: Any, link: OpenConnection) -> None:
-    """Run ``on_connect`` or ``on_release``, on a connection that nobody has."""
+async def run(lender: Lender, hook: Any, link: OpenConnection, told: dict[str, str] | None = None) -> None:
+    """Run ``on_connect`` or ``on_release``, on a connection that nobody has.
+
+    A mistake of its own is in the log with its traceback. With ``told`` once, until it was another one or none.
+    """
     db = ScopedConnection(lender, once=True)
     db._link = link  # and no slot: a release() in the hook gives nothing back
     try:
         await _call(hook, db, link)
-    except (DatabaseError, PoolScopeError, TimeoutError):
-        raise
+        if told:
+            told.clear()
     except Exception as error:
-        logger.exception("pool %r: the hook %s failed", lender.key, _name(hook))
-        raise DatabaseUnavailable(f"the hook {_name(hook)} failed: {error!r}") from error
+        name = _name(hook)
+        said = f"the hook {name} failed: {error!r}"
+        if _is_its_own(error, link) and (told is None or told.get(name) != said):
+            log_mistake(lender.key, f"hook {name}", f"the hook {name} failed", error)
+            if told is not None:
+                told[name] = said
+        if isinstance(error, (DatabaseError, PoolScopeError, TimeoutError)):
+            raise
+        raise DatabaseUnavailable(said) from error
     finally:
         db._link = None
         db._end("the hook")
@@ -122,6 +130,13 @@ async def _call(hook: Any, db: ScopedConnection, link: OpenConnection) -> None:
     if db.held and not link.closed and not link.clean:
         # Whoever comes next would work inside it and believe to have written.
         raise PoolScopeError(f"the hook {_name(hook)} left a transaction, a stream or a statement open")
+
+
+def _is_its_own(error: Exception, link: OpenConnection) -> bool:
+    """Whether a hook is to blame for an error, and not the database, the network or the time."""
+    if isinstance(error, DatabaseError):  # without an SQLSTATE it is psycopg2's own: a parameter it cannot adapt, say
+        return sqlstate(error) is None and not link.closed
+    return is_mistake(error) if isinstance(error, PoolScopeError) else not isinstance(error, TimeoutError)
 
 
 def _name(hook: Any) -> str:

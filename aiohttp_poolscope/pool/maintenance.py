@@ -26,6 +26,7 @@ class Maintenance:
 
     def __init__(self, config: PoolConfig, driver: Connector, lender: Lender, observer: StatementObserver) -> None:
         self.before: list[BeforeStatement] = []
+        self._told: dict[str, str] = {}
         self._config = config
         self._driver = driver
         self._lender = lender
@@ -36,6 +37,7 @@ class Maintenance:
         link = await self._driver.open()
         try:
             link.observer, link.slow_after, link.before = self._observer, self._config.slow_threshold, self.before
+            link.pool = self._config.key
             if self._config.on_connect is not None:
                 await self._run_on_connect(link)
             link.watch_session = self._config.reset == "auto" and not self._config.pgbouncer
@@ -69,11 +71,13 @@ class Maintenance:
 
     async def _run_on_connect(self, link: OpenConnection) -> None:
         limit = self._config.connect_timeout
+        timer = asyncio.timeout(limit)
         try:
-            async with asyncio.timeout(limit):
-                await hooks.run(self._lender, self._config.on_connect, link)
+            async with timer:
+                await hooks.run(self._lender, self._config.on_connect, link, self._told)
         except DatabaseUnavailable:
             raise
         except (DatabaseError, PoolScopeError, TimeoutError) as error:
-            said = f"not done within {limit:g} s" if isinstance(error, TimeoutError) else without_values(error)
+            late = isinstance(error, TimeoutError) and timer.expired()
+            said = f"not done within {limit:g} s" if late else without_values(error)
             raise DatabaseUnavailable(f"on_connect failed: {said}") from error

@@ -114,6 +114,7 @@ class Queue:
 
     def _unserved(self, db: ScopedConnection, outcome: Outcome | None, waited: float) -> PoolScopeError:
         error = refusal(self._config, self._gate, outcome, waited=waited, problem=self._opener.problem)
+        error.pool = self._config.key
         if db.client is not None:
             error.request_id = request_id(db.client)
         self._reporter.unserved(db, outcome, waited, str(error))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp_poolscope import events as ev
-from aiohttp_poolscope.driver import sqlstate
+from aiohttp_poolscope.driver import OUT_OF_RESOURCES, sqlstate
 from aiohttp_poolscope.gate import Outcome
 from aiohttp_poolscope.sql.masking import shown
 from aiohttp_poolscope.stats import Histogram
@@ -71,7 +71,8 @@ class Reporter:
 
     def leaked(self, db: ScopedConnection, held: float) -> None:
         """A connection is held for too long."""
-        self.emit(ev.Leaked, db, lease=describe(db, held))
+        running = None if db._link is None else db._link.in_flight
+        self.emit(ev.Leaked, db, lease=describe(db, held), statement=None if running is None else shown(running))
 
     def returned_late(self, db: ScopedConnection, held: float) -> None:
         """A lease that was reported as a leak has ended after all."""
@@ -91,10 +92,12 @@ class Reporter:
 
     def failed(self, link: OpenConnection, sql: object, duration: float, error: Exception) -> None:
         """A statement raised ``error``."""
-        fault = link.fault(error)
+        fault, state = link.fault(error), sqlstate(error)
         self.errors[fault] += 1
+        if (state or "").startswith(OUT_OF_RESOURCES):
+            vars(error).update(pool=self._key, statement=shown(sql))
         if ev.StatementFailed in self.subscribed:
-            cause, state, holder = type(error).__name__, sqlstate(error), self._holder(link)
+            cause, holder = type(error).__name__, self._holder(link)
             said = {"statement": shown(sql), "duration": duration, "fault": fault, "sqlstate": state}
             self.emit(ev.StatementFailed, holder, **said, cause=cause, error=error)
 

@@ -74,7 +74,7 @@ def transactional(
 
 def mark_of(handler: Any, method: str) -> Mark:
     """The mark of a route's handler for one HTTP method."""
-    while not hasattr(handler, ATTRIBUTE) and hasattr(handler, "func"):  # functools.partial
+    while not hasattr(handler, ATTRIBUTE) and isinstance(handler, functools.partial):
         handler = handler.func
     mark: Mark = getattr(handler, ATTRIBUTE, Mark())
     if isinstance(handler, type):

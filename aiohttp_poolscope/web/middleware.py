@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import hdrs, web
 
 from aiohttp_poolscope.connection import ScopedConnection
-from aiohttp_poolscope.driver import DatabaseError, cancelled_by_server, sqlstate
+from aiohttp_poolscope.driver import OUT_OF_RESOURCES, DatabaseError, cancelled_by_server, sqlstate
 from aiohttp_poolscope.errors import ClientGone, DatabaseUnavailable, PoolScopeError, QueryTimeout
-from aiohttp_poolscope.request import client_gone
+from aiohttp_poolscope.request import answer_begun, client_gone
 
 from .marks import Mark, mark_of
 from .outside import Outside, current
 from .replica import ReplicaOrHome
-from .responses import answer, only_ours
+from .responses import answer, begin_anew, note_undone, only_ours
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from aiohttp_poolscope.pool import Pool
 
 __all__ = ("Middleware", "ScopeKey")
-
-OUT_OF_RESOURCES = "53"
-"""SQLSTATE class 53: disk full, out of memory, too many connections. The statement is not at fault."""
 
 
 class ScopeKey(web.RequestKey[ScopedConnection]):
@@ -55,6 +52,7 @@ class Middleware(Outside):
 
     def __init__(self, config: PoolConfig) -> None:
         super().__init__(config)
+        begin_anew(config.key)
         self.key = ScopeKey(config.key)
         self._marks: dict[tuple[Any, str], Mark] = {}
         self._replica: Outside | None = None
@@ -70,13 +68,12 @@ class Middleware(Outside):
             return await (handler(request) if self._is_replica else self._answer_while_draining(request, handler))
         pool = run.pool
         around = request.get(self.key) if len(request) else None
-        # Unmatched, or attached already by the same scope in an outer application. Another scope with the same key
-        # gives way to this one: its connection may be to another database.
-        if match.http_exception is not None or (around is not None and _home_of(around) is pool):
+        # Unmatched, or attached already by the same scope in an outer application.
+        if match.http_exception is not None or (around is not None and _is_of_this_pass(around, pool, match)):
             return await handler(request)
-        mark = self._mark(match.handler, request.method)
+        mark = self._mark(match, request.method, handler)
         if mark.acquire == "none" or (self.config.skip is not None and self.config.skip(request)):
-            return await _answered(request, handler)
+            return await self._answered(request, handler)
         source = pool if self._replica is None else self._pool_to_read(pool, self._replica, mark, request)
         db = ScopedConnection(pool if source is pool else ReplicaOrHome(source, pool))
         db.client = request
@@ -101,7 +98,7 @@ class Middleware(Outside):
                 response = await handler(request)
         except BaseException as error:
             _note_failure(db, error)
-            refusal = _answer_to(error, request, draining=pool.gate.draining)
+            refusal = _answer_to(error, request, db._lender.key, draining=pool.gate.draining)
             if refusal is None:
                 raise
             return refusal
@@ -110,10 +107,17 @@ class Middleware(Outside):
             source.attached -= source is not pool
             db._end("the end of its handler")
             if around is not None:
-                request[self.key] = around
+                self._restore(around, pool, request)
         if pool.gate.draining and not response.prepared:
             response.force_close()
         return response
+
+    def _restore(self, around: Any, pool: Pool, request: web.Request) -> None:
+        """What was there before: of another scope, under the key; of an earlier pass, for what is borrowed beside."""
+        if _home_of(around) is not pool:
+            request[self.key] = around
+        else:
+            current.set(around)
 
     def _pool_to_read(self, own: Pool, replica: Outside, mark: Mark, request: web.Request) -> Pool:
         """The pool for this request: the replica's, if it may be and can be."""
@@ -133,10 +137,13 @@ class Middleware(Outside):
             return request.content.is_eof() and hdrs.UPGRADE not in request.headers
         return how == "eager"
 
-    def _mark(self, handler: Any, method: str) -> Mark:
+    def _mark(self, match: AbstractMatchInfo, method: str, called: Any = None) -> Mark:
+        handler: Any = match.handler
         key = (handler, method if method in hdrs.METH_ALL else "*")  # clients may make up methods without end
         mark = self._marks.get(key)
         if mark is None:
+            if called is not None and not isinstance(getattr(match, "route", None), web.AbstractRoute):
+                return mark_of(called, method)  # make_mocked_request's: each has a route of its own, that knows nothing
             of_files = isinstance(getattr(handler, "__self__", None), web.StaticResource)
             mark = Mark(acquire="none") if of_files else mark_of(handler, method)
             if self._is_replica and mark.acquire != "none":  # the other marks are about the scope that reads from it
@@ -146,11 +153,11 @@ class Middleware(Outside):
 
     async def _answer_while_draining(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         match: AbstractMatchInfo = request.match_info
-        needed = match.http_exception is None and self._mark(match.handler, request.method).acquire != "none"
+        needed = match.http_exception is None and self._mark(match, request.method).acquire != "none"
         if needed and not (self.config.skip is not None and self.config.skip(request)):
-            return answer(self._not_serving(), request)
+            return answer(self._not_serving(), request, self.config.key)
         try:
-            response = await _answered(request, handler)
+            response = await self._answered(request, handler)
         except web.HTTPException as raised:
             raised.force_close()
             raise
@@ -158,11 +165,31 @@ class Middleware(Outside):
             response.force_close()
         return response
 
+    async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Run a handler without a connection of its own: what it borrows by scope.acquire() is answered for as well."""
+        try:
+            return await handler(request)
+        except BaseException as error:
+            refusal = _answer_to(error, request, self.config.key)
+            if refusal is None:
+                raise
+            return refusal
+
 
 def _home_of(attached: Any) -> object:
     """The pool of the scope that a connection was attached by."""
     lender = getattr(attached, "_lender", None)
     return lender.home if isinstance(lender, ReplicaOrHome) else lender
+
+
+def _is_of_this_pass(attached: Any, pool: Pool, match: AbstractMatchInfo) -> bool:
+    """Whether a request's connection was attached by the same scope, in the same pass through its middlewares.
+
+    Another scope with the same key gives way: its connection may be to another database. A request that is handled
+    again has one that has ended; a clone that is dispatched has that of its original, and a match of its own.
+    """
+    request: web.Request | None = getattr(attached, "client", None)
+    return request is not None and _home_of(attached) is pool and request.match_info is match
 
 
 def _is_redirect(error: BaseException) -> bool:
@@ -175,8 +202,8 @@ def _note_failure(db: ScopedConnection, error: BaseException) -> None:
         db._fail()
 
 
-def _answer_to(error: BaseException, request: web.Request, *, draining: bool = False) -> web.Response | None:
-    """The answer to what left a handler; None for what is not ours to answer.
+def _answer_to(error: BaseException, request: web.Request, pool: str, *, draining: bool = False) -> web.Response | None:
+    """The answer to what left a handler; None for what is not ours to answer. ``pool`` is the key of the request's.
 
     A function of its own, so that no frame of the error's traceback holds the error: that would be a cycle.
     """
@@ -187,26 +214,16 @@ def _answer_to(error: BaseException, request: web.Request, *, draining: bool = F
         ours = QueryTimeout("a statement run on db.raw was cancelled by the server")
     elif isinstance(error, DatabaseError) and (sqlstate(error) or "").startswith(OUT_OF_RESOURCES):
         ours = DatabaseUnavailable(f"the server has run out of something: {error}")
+        ours.pool, ours.statement = getattr(error, "pool", None), getattr(error, "statement", None)
     response: web.Response | None = None
     # Not if an answer is on its way already: this one would end up inside of it.
-    if isinstance(ours, PoolScopeError) and not request.writer.output_size:
-        response = answer(ours, request)
+    if isinstance(ours, PoolScopeError) and not answer_begun(request):
+        response = answer(ours, request, pool)
     closing = error if isinstance(error, web.HTTPException) else response
     if draining and closing is not None:
         # Else a client with a second request under way on this connection gets no answer to it.
         closing.force_close()
     return response
-
-
-async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Run a handler that has no connection of its own: what it borrows by scope.acquire() is answered for as well."""
-    try:
-        return await handler(request)
-    except BaseException as error:
-        refusal = _answer_to(error, request)
-        if refusal is None:
-            raise
-        return refusal
 
 
 def _must_be_there(request: web.Request) -> None:
@@ -239,6 +256,9 @@ async def _in_transaction(
                 raise _UndoneError(response)
     except _UndoneError as undone:
         return undone.response
+    except BaseException as error:
+        note_undone(error, request, db._lender.key)
+        raise
     if redirect is not None:
         raise redirect
     return response

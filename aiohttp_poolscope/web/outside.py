@@ -15,7 +15,7 @@ from aiohttp_poolscope.connection import Acquisition, ScopedConnection
 from aiohttp_poolscope.driver import DatabaseError, sqlstate
 from aiohttp_poolscope.errors import ConfigError, DatabaseUnavailable, PoolScopeError, ShuttingDown
 from aiohttp_poolscope.events import Events
-from aiohttp_poolscope.logs import LOGGED, log_callback_error, write
+from aiohttp_poolscope.logs import LOGGED, begin_anew, log_callback_error, write
 from aiohttp_poolscope.pool import Lifecycle, leases
 from aiohttp_poolscope.stats import Lease, PoolStats
 
@@ -91,6 +91,7 @@ class Outside:
 
     def __init__(self, config: PoolConfig) -> None:
         self.config = config
+        begin_anew(config.key)
         self._events = Events(partial(log_callback_error, config.key))
         self._events.listen(write, *LOGGED)
         self._clock = SYSTEM  # a simulation has another

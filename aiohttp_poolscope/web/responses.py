@@ -9,11 +9,12 @@ import logging
 from aiohttp import web
 
 from aiohttp_poolscope.clock import SYSTEM
+from aiohttp_poolscope.driver import sqlstate
 from aiohttp_poolscope.errors import OutcomeUnknown, PoolScopeError, ShuttingDown
-from aiohttp_poolscope.logs import LogLimiter
-from aiohttp_poolscope.request import path_of, request_id, route_of
+from aiohttp_poolscope.logs import LogLimiter, is_mistake, request_in_words
+from aiohttp_poolscope.request import answer_begun, client_gone, path_of, request_id, route_of
 
-__all__ = ("answer", "only_ours")
+__all__ = ("answer", "begin_anew", "note_undone", "only_ours")
 
 logger = logging.getLogger("aiohttp_poolscope")
 
@@ -23,13 +24,18 @@ CLIENT_GONE = 499
 _limiter = LogLimiter()
 
 
-def answer(error: PoolScopeError, request: web.Request | None = None) -> web.Response:
-    """The answer to a request that ended with ``error``.
+def begin_anew(pool: str) -> None:
+    """A scope is made: what another one of its key has refused lately leaves out none of its lines."""
+    _limiter.forget(pool)
+
+
+def answer(error: PoolScopeError, request: web.Request, pool: str) -> web.Response:
+    """The answer to a request that ended with ``error``. ``pool`` is the key of its pool, if the error knows none.
 
     A response to return, not an HTTPException to raise: raised, it would leave some twenty objects in reference
     cycles, and refusing must be cheap while there is most of it to do.
     """
-    _log(error, request)
+    _log(error, request, error.pool or pool)
     response = web.Response(
         status=error.status,
         reason="Client Closed Request" if error.status == CLIENT_GONE else None,
@@ -38,8 +44,7 @@ def answer(error: PoolScopeError, request: web.Request | None = None) -> web.Res
         charset="utf-8",
         headers=None if error.retry_after is None else {"Retry-After": str(error.retry_after)},
     )
-    if request is not None:
-        response.headers["X-Request-ID"] = request_id(request)
+    response.headers["X-Request-ID"] = request_id(request)
     if isinstance(error, ShuttingDown):
         response.force_close()
     return response
@@ -61,22 +66,62 @@ def only_ours(group: BaseExceptionGroup[BaseException]) -> PoolScopeError | None
     return first
 
 
-def _log(error: PoolScopeError, request: web.Request | None) -> None:
-    bad = error.status == web.HTTPInternalServerError.status_code
-    mistake = bad and not isinstance(error, OutcomeUnknown)
-    more = "" if mistake else _limiter.suffix(error.code, SYSTEM.monotonic())
+def note_undone(error: BaseException, request: web.Request, pool: str) -> None:
+    """Log an answer that was on its way when its transaction was rolled back: its client believes what is not so."""
+    sent = getattr(request.writer, "_eof", False) is True
+    if not answer_begun(request) or (client_gone(request) and not sent):  # nobody has had that answer
+        return
+    more = _limiter.suffix((pool, "answer-undone"), SYSTEM.monotonic())
+    if more is not None:
+        lost, name = isinstance(error, OutcomeUnknown), type(error).__name__
+        code = sqlstate(error)
+        logger.error(
+            "pool %r: the answer to %s had %s when its transaction was %s (%s): what it says %s written. Send it after "
+            "the transaction%s",
+            pool,
+            _who(request),
+            "been sent" if sent else "begun",
+            "lost in its COMMIT" if lost else "rolled back",
+            name if code is None else f"{name}, SQLSTATE {code}",
+            "may not be" if lost else "is not",
+            more,
+            extra={"event": "answer-undone", "pool": pool, **_about(request)},
+        )
+
+
+def _log(error: PoolScopeError, request: web.Request, pool: str) -> None:
+    mistake = is_mistake(error)
+    # A mistake in one handler must not hide one in another.
+    kind = (pool, error.code, route_of(request.match_info.route) if mistake else None)
+    more = _limiter.suffix(kind, SYSTEM.monotonic())
     if more is None:
         return
+    bad = error.status == web.HTTPInternalServerError.status_code
     level = logging.ERROR if bad else logging.INFO if error.status == CLIENT_GONE else logging.WARNING
+    named = str(error) if f"pool {pool!r}" in str(error) else f"pool {pool!r}: {error}"
+    statement = f": {error.statement}" if error.statement else ""
+    told = {"event": error.code, "pool": pool, **_about(request)}
+    if error.statement:
+        told["statement"] = error.statement
     # A mistake in the program wants its traceback.
-    logger.log(level, "%s%s", error, more, exc_info=error if mistake else None, extra=_structured(error, request))
+    logger.log(
+        level,
+        "%s [%s%s]%s",
+        named,
+        _who(request),
+        statement,
+        more,
+        exc_info=error if mistake else None,
+        extra=told,
+    )
 
 
-def _structured(error: PoolScopeError, request: web.Request | None) -> dict[str, str | None]:
-    if request is None:
-        return {"event": error.code}
+def _who(request: web.Request) -> str:
+    return request_in_words(request.method, route_of(request.match_info.route) or path_of(request), request_id(request))
+
+
+def _about(request: web.Request) -> dict[str, str | None]:
     return {
-        "event": error.code,
         "method": request.method,
         "path": path_of(request),
         "route": route_of(request.match_info.route),

@@ -43,7 +43,7 @@ async def test_slow_statements(dsn: str, serve: Serve, caplog: Any, monkeypatch:
     assert (second.route, second.statement) == (None, "SELECT pg_sleep(?)")
     said = [record.getMessage() for record in caplog.records if "took" in record.getMessage()]
     assert len(said) == 1  # the second one came within the same second
-    assert "a statement of GET /slow/{what} took 0." in said[0]
+    assert "pool 'db': a statement of GET /slow/{what} (request tortoise) took 0." in said[0]
     assert "secret" not in caplog.text
 
 

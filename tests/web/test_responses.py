@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 
 import aiohttp_poolscope as poolscope
+from aiohttp_poolscope import logs
 from tests.conftest import Database, Serve, Served, until
 
 if TYPE_CHECKING:
@@ -204,9 +205,16 @@ async def releases_in_a_transaction(request: web.Request, scope: poolscope.PoolS
     ],
 )
 async def test_mistakes_in_the_program(
-    dsn: str, serve: Serve, *, caplog: pytest.LogCaptureFixture, mistake: Any, code: str, said: str
+    dsn: str,
+    serve: Serve,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    mistake: Any,
+    code: str,
+    said: str,
 ) -> None:
-    """ConnectionReleased, ConnectionBusy, TransactionFailed: 500, and the log has the traceback of each."""
+    """ConnectionReleased, ConnectionBusy, TransactionFailed: 500, and the log has the traceback, once in a while."""
 
     async def handler(request: web.Request) -> web.Response:
         await mistake(request, scope)
@@ -214,13 +222,15 @@ async def test_mistakes_in_the_program(
 
     app, scope = application(dsn, handler)
     async with serve(app) as served:
-        for _ in range(2):
+        for quiet in (3600, 3600, 0):
+            monkeypatch.setattr(logs, "QUIET", quiet)
             assert await problem(served, scope) == (500, code)
         assert await served.get("/fine") == (200, "fine")
     logged = [record for record in caplog.records if record.name == "aiohttp_poolscope"]
     assert [record.levelno for record in logged] == [logging.ERROR] * 2
     assert all(said in record.getMessage() and record.exc_info for record in logged)
     assert caplog.text.count(f"in {mistake.__name__}\n") == 2
+    assert logged[1].getMessage().endswith("(and 1 more since the last such line)")
 
 
 async def test_a_handler_without_a_connection_of_its_own(dsn: str, serve: Serve) -> None:

@@ -97,7 +97,8 @@ async def test_refusals_are_logged_once_in_a_while(
     first, second = ours(caplog)[:2]
     assert (first.levelno, first.exc_info, second.exc_info) == (logging.WARNING, None, None)
     assert first.getMessage() == (
-        "pool 'db': the queue is full (1/1 in use, 0 waiting, waited 0.0 s). max_waiting is 0"
+        "pool 'db': the queue is full (1/1 in use, 0 waiting, waited 0.0 s). max_waiting is 0 "
+        f"[GET / (request {first.__dict__['request_id']})]"
     )
     assert second.getMessage().endswith("(and 19 more since the last such line)")
 
@@ -118,7 +119,8 @@ async def test_kinds_of_refusals_do_not_hide_each_other(
         for query in ("/", "/", "/?exhausted=1", "/"):
             async with served.client.get(str(served.url) + query):
                 pass
-        assert [record.getMessage() for record in ours(caplog)] == ["too late", "none left"]
+        said = [record.getMessage().partition(" [GET / (request ")[0] for record in ours(caplog)]
+        assert said == ["pool 'db': too late", "pool 'db': none left"]
 
 
 @pytest.mark.parametrize("how", ["fin", "rst"])

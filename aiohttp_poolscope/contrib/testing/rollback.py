@@ -215,6 +215,7 @@ class RollbackLink(Link):
 
     async def _send(self, cursor: Any, sql: Any, params: Any, timeout: float | None) -> None:
         link = self._session.link
+        link.pool = self.pool
         link.observer, link.slow_after, link.comment, link.before = (
             _Told(self),
             self.slow_after,
