@@ -235,9 +235,11 @@ class ScopedConnection(Statements):
     @property
     def _ended_well(self) -> bool:
         """Of the lease that ends: whether neither an error nor a stream of a read, left early, is the end of it."""
-        text = self._streamed
-        left = self._streaming and isinstance(text, str) and not may_have_written(text, in_transaction=False)
-        return not left and self._failed_lease != self._lease - 1
+        if self._streaming:
+            text = self._streamed
+            if isinstance(text, str) and not may_have_written(text, in_transaction=False):
+                return False
+        return self._failed_lease != self._lease - 1
 
     def _end(self, why: str) -> None:
         """No use after this. What is kept is only what the error needs: a request must not be kept alive by it."""
