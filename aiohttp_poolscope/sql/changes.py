@@ -6,6 +6,7 @@ What a function of one's own, or a view, does to the session cannot be seen here
 from __future__ import annotations
 
 import functools
+import re
 from typing import Final
 
 from .tokens import statements
@@ -34,11 +35,20 @@ CALLS: Final = frozenset(
 
 TEMPORARY: Final = frozenset("TEMP TEMPORARY PG_TEMP".split())
 
+IN_QUOTES: Final = re.compile(
+    rf"""
+    "(?:{"|".join(sorted(CALLS)).lower()})"\s*+\(
+    | "pg_temp"\s*+\.
+    """,
+    re.VERBOSE,
+)
+"""The same as quoted names: callproc() writes each name so. Inside of a literal it counts as well."""
+
 
 @functools.lru_cache(maxsize=REMEMBERED)
 def changes_session(text: str) -> bool:
     """Whether a text may leave something in its session that the next lease would meet."""
-    return len(text) > LONGEST or any(map(_changes, statements(text)))
+    return len(text) > LONGEST or IN_QUOTES.search(text) is not None or any(map(_changes, statements(text)))
 
 
 def _changes(statement: list[str]) -> bool:
@@ -48,6 +58,6 @@ def _changes(statement: list[str]) -> bool:
         return not rest or rest[0] not in OF_TRANSACTION
     if first in CHANGING:
         return statement[:2] != ["PREPARE", "TRANSACTION"]
-    if first == "DECLARE":
-        return "HOLD" in rest
+    if first == "DECLARE" and "HOLD" in rest:
+        return True
     return not (CALLS.isdisjoint(rest) and TEMPORARY.isdisjoint(rest))

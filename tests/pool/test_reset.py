@@ -82,6 +82,40 @@ async def test_what_a_lease_leaves_is_gone(make_scope: Any, way: Way, text: str)
         assert scope.stats().reset.count == 1
 
 
+async def by_a_stream(db: poolscope.ScopedConnection) -> None:
+    assert [row async for row in db.stream("SELECT pg_try_advisory_lock(7)")] == [(True,)]
+
+
+async def by_a_stream_left_early(db: poolscope.ScopedConnection) -> None:
+    async for _ in db.stream("SELECT pg_try_advisory_lock(n) FROM generate_series(1, 9) AS n", size=2):
+        break
+
+
+async def by_callproc(db: poolscope.ScopedConnection) -> None:
+    async with db.cursor() as cursor:
+        await cursor.callproc("set_config", ["app.tenant", "7", False])
+
+
+async def by_executemany(db: poolscope.ScopedConnection) -> None:
+    await db.executemany("SELECT set_config(%s, %s, false)", [("app.tenant", "7")])
+
+
+async def in_the_schema_of_temporary_tables(db: poolscope.ScopedConnection) -> None:
+    await db.execute("CREATE TABLE pg_temp.left_behind (a int)")
+
+
+@pytest.mark.parametrize(
+    "way", [by_a_stream, by_a_stream_left_early, by_callproc, by_executemany, in_the_schema_of_temporary_tables]
+)
+async def test_whatever_runs_it(make_scope: Any, way: Callable[[poolscope.ScopedConnection], Awaitable[None]]) -> None:
+    """So it is where the package has made the text that is sent."""
+    async with make_scope(maxsize=1) as scope:
+        async with scope.acquire() as db:
+            await way(db)
+            assert any(await db.fetchrow(LEFT))
+        assert not any(await scope.fetchrow(LEFT))
+
+
 async def test_what_leaves_nothing_costs_nothing(make_scope: Any, database: Database) -> None:
     """Statements that leave nothing in the session, transactions among them, cause no reset and no task."""
     database.sql("CREATE TABLE t (a int)")

@@ -29,6 +29,13 @@ CHANGES = [
     "/* hidden */ SELECT pg_catalog.pg_advisory_lock (7)",
     "SELECT set_config('a.b', 'c', true)",
     "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
+    "BEGIN; DECLARE c NO SCROLL CURSOR FOR SELECT pg_try_advisory_lock(id) FROM jobs",
+    'SELECT * FROM "pg_advisory_lock"(7)',
+    'SELECT * FROM "pg_catalog"."set_config" (%s, %s, %s)',
+    "CREATE TABLE pg_temp.t (a int)",
+    "CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+    'CREATE TABLE "pg_temp".t (a int)',
+    "SELECT 1 -- a line of its own\r; SET a.b = 'c'",
     "SELECT 1; SET a.b = 'c'",
     "SELECT 1" + " " * LONGEST,
 ]
