@@ -48,6 +48,7 @@ WRITES = [
     "SELECT 1 INTO u",
     "SELECT nextval('s')",
     "SELECT my_function()",
+    "SELECT log('Bob has logged in')",
     "SELECT app.now()",
     'SELECT "now"()',
     "SELECT (SELECT charge (card, 10) FROM cards)",
@@ -98,6 +99,7 @@ def test_inside_a_transaction(text: str) -> None:
         "INSERT INTO t VALUES (1); COMMIT",
         "ROLLBACK; DELETE FROM t",
         "PREPARE TRANSACTION 'x'",
+        "PREPARE TRANSACTION 'x'; SELECT 1",
     ],
 )
 def test_the_end_of_a_transaction(text: str) -> None:
