@@ -56,14 +56,22 @@ def _body(title: str, status: int, code: str) -> bytes:
 
 
 def only_ours(group: BaseExceptionGroup[BaseException]) -> PoolScopeError | None:
-    """The first error of a group that holds nothing but errors of this package; None for any other group."""
-    first: PoolScopeError | None = None
+    """The gravest error of a group that holds nothing but errors of this package; None for any other group.
+
+    One that leaves a doubt of what was done, before one that invites to try again; of equals, the first.
+    """
+    gravest: PoolScopeError | None = None
     for error in group.exceptions:
         found = only_ours(error) if isinstance(error, BaseExceptionGroup) else error
         if not isinstance(found, PoolScopeError):
             return None
-        first = first or found
-    return first
+        if gravest is None or _gravity(found) > _gravity(gravest):
+            gravest = found
+    return gravest
+
+
+def _gravity(error: PoolScopeError) -> int:
+    return 2 if isinstance(error, OutcomeUnknown) else int(error.retry_after is None)
 
 
 def note_undone(error: BaseException, request: web.Request, pool: str) -> None:

@@ -45,6 +45,7 @@ async def raised_in_tasks(request: web.Request, *errors: Exception) -> web.Respo
 
 EXHAUSTED = poolscope.PoolExhausted("none left")
 TOO_LATE = poolscope.QueryTimeout("too late")
+UNKNOWN = poolscope.OutcomeUnknown("who knows")
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,9 @@ TOO_LATE = poolscope.QueryTimeout("too late")
     [
         ([EXHAUSTED], 503, "application/problem+json"),
         ([TOO_LATE, EXHAUSTED], 504, "application/problem+json"),
-        ([BaseExceptionGroup("inner", [EXHAUSTED]), TOO_LATE], 503, "application/problem+json"),
+        ([BaseExceptionGroup("inner", [EXHAUSTED]), TOO_LATE], 504, "application/problem+json"),
+        ([EXHAUSTED, TOO_LATE, BaseExceptionGroup("inner", [EXHAUSTED, UNKNOWN])], 500, "application/problem+json"),
+        ([UNKNOWN, TOO_LATE], 500, "application/problem+json"),
         ([EXHAUSTED, ValueError("a mistake")], 500, "text/plain"),
         ([psycopg2.Error("the driver's"), EXHAUSTED], 500, "text/plain"),
         ([BaseExceptionGroup("inner", [EXHAUSTED, ValueError("a mistake")]), TOO_LATE], 500, "text/plain"),
@@ -62,7 +65,7 @@ TOO_LATE = poolscope.QueryTimeout("too late")
 async def test_groups_of_errors(
     dsn: str, serve: Serve, *, how: Any, errors: list[Any], status: int, content_type: str
 ) -> None:
-    """A group that holds only our errors is answered like the first of them; any other is a plain 500."""
+    """A group that holds only our errors is answered like the gravest of them; any other is a plain 500."""
     app = web.Application()
     poolscope.setup(app, dsn)
 
