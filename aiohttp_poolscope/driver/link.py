@@ -234,7 +234,7 @@ class Link(Results):
         self._check(sql)
         if not self.closed and (self.cancelling is not None or self.raw.isexecuting()):
             await self.cancel_and_wait()
-        text = sql if type(sql) is str else text_of(sql, self.raw)
+        text = sql if type(sql) is str else text_of(sql)
         if self.watch_session and not self.session_changed:
             self.session_changed = changes_session(text)
         in_transaction = self.raw.get_transaction_status() == IN_TRANSACTION

@@ -9,12 +9,21 @@ import psycopg2.sql
 __all__ = ("text_of", "with_comment")
 
 
-def text_of(sql: Any, raw: Any) -> str:
-    """The text of a statement that is no str: bytes, many in one, or composed."""
+def text_of(sql: Any) -> str:
+    """The text of a statement that is no str: bytes, many in one, or composed, with ``%s`` for each of its values.
+
+    psycopg2 itself can put a composed one together on a living connection only.
+    """
     if (text := getattr(sql, "statement", None)) is not None:
         sql = text
+    if isinstance(sql, psycopg2.sql.Composed):
+        return "".join(map(text_of, sql.seq))
+    if isinstance(sql, psycopg2.sql.SQL):
+        return str(sql.string)
+    if isinstance(sql, psycopg2.sql.Identifier):
+        return ".".join('"' + name.replace('"', '""') + '"' for name in sql.strings)
     if isinstance(sql, psycopg2.sql.Composable):
-        sql = sql.as_string(raw)
+        return "%s"
     return sql.decode("latin-1") if isinstance(sql, bytes) else str(sql)
 
 

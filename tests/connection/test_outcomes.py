@@ -178,6 +178,8 @@ async def test_nothing_was_sent(wire: Wire, make_scope: Any, database: Database)
         await until(lambda: db.closed, "the end of the connection")
         with pytest.raises(DatabaseUnavailable):
             await db.execute(INSERT)
+        with pytest.raises(DatabaseUnavailable):
+            await db.execute(sql.SQL("INSERT INTO {} VALUES (1)").format(sql.Identifier("t")))  # type: ignore[arg-type]
         assert database.sql("SELECT count(*) FROM t") == [(1,)]
 
 
