@@ -25,6 +25,7 @@ __all__ = (
     "LogLimiter",
     "begin_anew",
     "is_mistake",
+    "left_out",
     "log_callback_error",
     "log_mistake",
     "request_in_words",
@@ -99,9 +100,13 @@ def log_callback_error(pool: str, kind: str, error: BaseException) -> None:
 
 def log_mistake(pool: str, kind: str, words: str, error: BaseException) -> None:
     """Somebody's code has raised what it should not have: one line of this kind, and its traceback, in a while."""
-    more = _limiter.suffix((pool, kind), SYSTEM.monotonic())
-    if more is not None:
+    if (more := left_out(pool, kind)) is not None:
         logger.error("pool %r: %s%s", pool, words, more, exc_info=error)
+
+
+def left_out(pool: str, kind: str) -> str | None:
+    """``LogLimiter.suffix`` for a line of this kind, now."""
+    return _limiter.suffix((pool, kind), SYSTEM.monotonic())
 
 
 def write(event: Event) -> None:

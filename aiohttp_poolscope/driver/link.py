@@ -381,7 +381,10 @@ class Link(Results):
             late=self._late,
         )
         if ours is not None:
-            raise named(ours, self.pool, sent) from error
+            try:
+                raise named(ours, self.pool, sent) from error
+            finally:
+                del ours  # its traceback holds this frame
         told, standby = self.on_read_only_error, self.in_standby
         if error.pgcode == READ_ONLY and told is not None and standby is not False:
             told(self)

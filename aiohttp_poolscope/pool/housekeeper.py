@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import weakref
 from typing import TYPE_CHECKING, Any
 
 from aiohttp_poolscope.errors import QueryTimeout
 from aiohttp_poolscope.gate import SlotState
-from aiohttp_poolscope.logs import log_mistake
+from aiohttp_poolscope.logs import left_out
 from aiohttp_poolscope.request import client_gone
 
 from .holders import holders
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from .pool import Pool
 
 __all__ = ("Housekeeper",)
+
+logger = logging.getLogger("aiohttp_poolscope")
 
 BUSY, CALM = 0.05, 1.0
 """Seconds between sweeps. One sweep over 2,000 waiters costs about half a millisecond."""
@@ -68,8 +71,9 @@ class Housekeeper:
                     continue
             try:
                 self.sweep(self._now())
-            except Exception as error:  # noqa: BLE001 - what it does for everyone must not end with one mistake
-                log_mistake(self._pool.key, "sweep", "a sweep failed", error)
+            except Exception:  # what it does for everyone must not end with one mistake
+                if (more := left_out(self._pool.key, "sweep")) is not None:
+                    logger.exception("pool %r: a sweep failed%s", self._pool.key, more)
 
     def sweep(self, now: float) -> None:
         """Look at everything once."""

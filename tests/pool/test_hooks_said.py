@@ -34,12 +34,12 @@ async def raises(db: poolscope.ScopedConnection) -> None:
 
 async def two_at_once(db: poolscope.ScopedConnection) -> None:
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(db.execute("SELECT 1"))
-        tasks.create_task(db.execute("SELECT 1"))
+        tasks.create_task(db.execute("SELECT pg_sleep(0.05)"))
+        tasks.create_task(db.execute("SELECT pg_sleep(0.05)"))
 
 
 async def busy(db: poolscope.ScopedConnection) -> None:
-    other = asyncio.create_task(db.execute("SELECT pg_sleep(0.01)"))
+    other = asyncio.create_task(db.execute("SELECT pg_sleep(0.05)"))
     await asyncio.sleep(0)
     try:
         await db.execute("SELECT 1")
