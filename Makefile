@@ -19,7 +19,7 @@ export PYTHONDONTWRITEBYTECODE =
 .DEFAULT_GOAL := help
 # Two set-ups at once would be in each other's way.
 .NOTPARALLEL:
-.PHONY: help demo test test-all lint simulate soak facts bench bench-quick pictures docs clean
+.PHONY: help demo test test-all lint simulate mutants soak facts bench bench-quick pictures docs clean
 
 help:
 	@echo "make demo       a small service with a PostgreSQL of its own; ARGS=... for its options, Ctrl-C ends it"
@@ -27,6 +27,7 @@ help:
 	@echo "make test-all   also those that need system packages"
 	@echo "make lint       ruff, mypy, pyright, import-linter"
 	@echo "make simulate   the gate, and the whole pool in virtual time; SCHEDULES=100000, ARGS=\"--seed 7 --shell-only\""
+	@echo "make mutants    the package broken in a hundred ways, one at a time, and what finds each; ARGS=\"--only drain\""
 	@echo "make soak       ten minutes of mixed load and random faults, then an audit; MINUTES=30, ARGS=--uvloop"
 	@echo "make facts      the figures of the README, measured here, in a minute and a half; ARGS=--json for every run"
 	@echo "make bench      beside aiopg by hand, asyncpg, psycopg and others, 20 minutes; needs wrk; ARGS=--help for a part"
@@ -55,6 +56,9 @@ lint: $(VENV)/.for-lint $(VENV)/.for-test
 
 simulate: $(VENV)/.for-test
 	@$(BIN)/python -m tests.simulation --schedules $(SCHEDULES) $(ARGS)
+
+mutants: $(VENV)/.for-test
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 soak: $(VENV)/.for-test
 	@$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) $(ARGS)

@@ -9,7 +9,7 @@ import psycopg2
 import pytest
 
 from aiohttp_poolscope.connection import ScopedConnection
-from aiohttp_poolscope.errors import ConnectionBusy, ConnectionReleased, PoolScopeError
+from aiohttp_poolscope.errors import ConnectionBusy, ConnectionReleased, PoolExhausted, PoolScopeError
 from tests.conftest import Database, until
 
 if TYPE_CHECKING:
@@ -83,6 +83,18 @@ async def test_two_tasks_borrow_once(make_scope: Any) -> None:
             assert scope.stats().waiting == 1
         assert await first == 1
         assert scope.stats().in_use == 1
+        db._end("the test")
+
+
+async def test_a_borrow_that_failed_may_be_tried_again(make_scope: Any) -> None:
+    """A request that was refused a connection once can ask for it again: nobody else is borrowing then."""
+    async with make_scope(maxsize=1) as scope:
+        db = lazy(scope)
+        async with scope.acquire():
+            for _ in range(2):
+                with pytest.raises(PoolExhausted):
+                    await db.acquire(timeout=0)
+        assert await db.fetchval("SELECT 1") == 1
         db._end("the test")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import psycopg2
 import pytest
 
+from aiohttp_poolscope.connection import ScopedConnection
 from aiohttp_poolscope.errors import ConnectionBusy, ConnectionReleased, DatabaseUnavailable, QueryTimeout
 from tests.conftest import Database, until
 from tests.kit.wire import wired
@@ -305,3 +306,35 @@ async def test_opened_after_a_statement_was_abandoned(make_scope: Any, database:
         assert db.in_transaction
         await db.execute("ROLLBACK")
     assert database.sql("SELECT * FROM things") == []
+
+
+async def test_closed_while_it_is_read(make_scope: Any, database: Database) -> None:
+    """aclose() beside another task's batch is told so, and what comes afterwards is not in the stream's transaction."""
+    database.sql("CREATE TABLE things (n int)")
+    async with make_scope() as scope, scope.acquire() as db:
+        stream = db.stream("SELECT n, pg_sleep(n * 0.1) FROM generate_series(0, 9) n", size=1)
+        await anext(stream)
+        reading = asyncio.ensure_future(anext(stream))
+        await until(lambda: db._link.busy)
+        with pytest.raises(ConnectionBusy):
+            await stream.aclose()
+        assert (await reading)[0] == 1
+        await db.execute("INSERT INTO things VALUES (1)")
+        assert not db.in_transaction
+    assert database.sql("SELECT n FROM things") == [(1,)]
+
+
+async def test_dropped_after_its_lease(make_scope: Any, database: Database) -> None:
+    """A stream that is dropped when its request has borrowed again undoes nothing of what it is doing now."""
+    database.sql("CREATE TABLE things (n int)")
+    async with make_scope(maxsize=1) as scope:
+        db = ScopedConnection(scope._open_pool())  # as the middleware attaches one
+        stream = db.stream(NUMBERS, (100,), size=1)
+        await anext(stream)
+        db.release()
+        async with db.transaction() as tx:
+            await tx.execute("INSERT INTO things VALUES (1)")
+            del stream
+            await tx.execute("INSERT INTO things VALUES (2)")
+        db._end("the test")
+    assert database.sql("SELECT n FROM things") == [(1,), (2,)]

@@ -167,3 +167,26 @@ async def test_a_session_that_dies_inside_can_be_released(make_scope: Any, datab
         with pytest.raises(PoolScopeError):
             await work(await scope.acquire())
         assert await scope.fetchval("SELECT 42") == 42
+
+
+async def test_a_cancelled_begin_that_is_caught(make_scope: Any, database: Database) -> None:
+    """Whoever catches the cancellation of a block that was beginning does not go on inside its transaction."""
+
+    async def begin() -> None:
+        async with db.transaction():
+            raise AssertionError("it has begun")
+
+    with wired(database) as wire:
+        async with make_scope(wire.dsn, maxsize=1) as scope, scope.acquire() as db:
+            await db.fetchval("SELECT 1")
+            wire.frozen = True
+            beginning = asyncio.ensure_future(begin())
+            await until(lambda: wire.queries[-1] == "BEGIN")
+            beginning.cancel()
+            await asyncio.sleep(0)
+            wire.frozen = False
+            await asyncio.wait([beginning])
+            assert beginning.cancelled()
+            assert not db.in_transaction
+            await db.execute(INSERT, (1,))
+            assert things(database) == [1]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import psycopg2
 import pytest
 
+from aiohttp_poolscope.driver.link import CANCEL_MARGIN
 from aiohttp_poolscope.errors import ConnectionBusy, DatabaseUnavailable, QueryTimeout
 from tests.conftest import BUSY, Database, until
 from tests.kit.wire import ask, driving, linked, wired
@@ -103,6 +104,14 @@ async def test_a_timeout_keeps_the_connection(database: Database) -> None:
         assert statements(database) == []
         assert await ask(link, "SELECT pg_backend_pid()") == pid
         assert link.clean
+
+
+async def test_a_timeout_is_over_with_its_statement(dsn: str) -> None:
+    """What was to close a connection that cannot be cancelled in time does nothing to the next statement."""
+    async with linked(dsn) as link:
+        with pytest.raises(QueryTimeout):
+            await link.run(link.cursor(), "SELECT pg_sleep(30)", timeout=0.05)
+        assert await ask(link, "SELECT 1 FROM pg_sleep(%s)", (1.5 * CANCEL_MARGIN,)) == 1
 
 
 @pytest.mark.parametrize("how", ["statement_timeout", "pg_cancel_backend"])

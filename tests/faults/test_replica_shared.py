@@ -74,11 +74,13 @@ def handler_of(role: str) -> Any:
 
 
 @contextlib.asynccontextmanager
-async def shared(dsn: str, serve: Serve, *, apart: bool, acquire: str) -> AsyncIterator[Shared]:
+async def shared(
+    dsn: str, serve: Serve, *, apart: bool, acquire: str, acquire_timeout: float = 5.0
+) -> AsyncIterator[Shared]:
     settings: dict[str, Any] = {"maxsize": 5, "acquire": acquire, "max_waiting": 100, "queue_target": None}
     scopes = {role: scope_of(dsn, role, **settings) for role in ROLES}
     with wired_to(dsn) as wire:
-        quick: dict[str, Any] = {"breaker_failures": 1, "connect_timeout": 1.0, "acquire_timeout": 5.0}
+        quick: dict[str, Any] = {"breaker_failures": 1, "connect_timeout": 1.0, "acquire_timeout": acquire_timeout}
         replica = poolscope.PoolScope(
             wire.dsn, key="replica", readonly=True, maxsize=1, max_waiting=100, queue_target=None, **quick
         )
@@ -112,6 +114,15 @@ async def test_the_replica_dies_while_both_wait(
         for role in ROLES * 2:
             assert await running.who(role) == role
         running.wire.accept()
+
+
+@pytest.mark.parametrize("acquire", ["eager", "lazy"])
+async def test_a_replica_that_is_only_busy(dsn: str, roles: None, serve: Serve, acquire: str) -> None:
+    """Its load is not for the primary: whoever waits there for too long is refused."""
+    async with shared(dsn, serve, apart=True, acquire=acquire, acquire_timeout=0.1) as running:
+        async with running.replica.acquire():
+            assert [await running.who(role) for role in ROLES] == ["503", "503"]
+        assert await running.who(ROLES[0]) not in ROLES
 
 
 @pytest.mark.parametrize("acquire", ["eager", "lazy"])
@@ -149,6 +160,9 @@ async def test_a_drain_waits_for_the_requests_of_every_scope(dsn: str, roles: No
             asked = asyncio.create_task(served.get("/"))
             await inside.wait()
             assert await running.who(ROLES[1]) not in ROLES
+            replica = running.replica._run
+            assert replica is not None
+            assert replica.pool.attached == 1
             running.replica.begin_drain()
             await asyncio.sleep(0.1)  # five looks of the drain: it would have closed the pool by now
             assert (running.replica.state, running.replica.stats().size) == ("draining", 1)
@@ -158,6 +172,7 @@ async def test_a_drain_waits_for_the_requests_of_every_scope(dsn: str, roles: No
             first, _, then = text.partition(" ")
             assert first not in ROLES
             assert then == first
+            assert replica.pool.attached == 0  # and so it ends now
 
 
 async def test_the_same_key_inside_reads_for_itself(dsn: str, roles: None, serve: Serve) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import WSMsgType, web
 
 import aiohttp_poolscope as poolscope
 from aiohttp_poolscope.pool.holders import holders
-from tests.conftest import until
+from tests.conftest import DEADLINE, until
 from tests.kit.clients import ask, head, reset
 
 from .ending import SOON, STUCK, App, ending, good, refused
@@ -167,3 +167,25 @@ async def test_resets_in_flight_end_before_the_pool(dsn: str, serve: Serve, data
         assert report[1:] == (0, 0, 0, "")
         assert report.duration >= min(seconds, 0.5) - 0.1
         await until(lambda: not database.backends())
+
+
+async def test_after_the_grace_others_wait_for_nobody(make_scope: Any) -> None:
+    """While those who were cancelled still end, nobody else borrows what is free."""
+    async with make_scope(minsize=2, maxsize=2, drain_grace=0.0, drain_timeout=DEADLINE) as scope:
+        cancelled, go = asyncio.Event(), asyncio.Event()
+
+        async def hold() -> None:
+            async with scope.acquire():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.Event().wait()
+                cancelled.set()
+                await go.wait()
+
+        holder = asyncio.ensure_future(hold())
+        await until(lambda: scope.stats().in_use)
+        scope.begin_drain()
+        await cancelled.wait()
+        with pytest.raises(poolscope.ShuttingDown):
+            await scope.acquire()
+        go.set()
+        await holder

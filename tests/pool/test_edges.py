@@ -243,6 +243,20 @@ async def test_a_wait_ends_although_the_housekeeper_had(
                 await scope.acquire()
 
 
+async def test_a_sweep_that_fails_is_not_the_last(
+    make_scope: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A mistake in one sweep is logged, and the same housekeeper goes on."""
+    async with make_scope(maxsize=1) as scope:
+        sweeper = scope._run._housekeeper
+        task, sweep, swept = sweeper._task, sweeper.sweep, asyncio.Event()
+        monkeypatch.setattr(sweeper, "sweep", None)
+        await until(lambda: "a sweep failed" in caplog.text, "a sweep that fails")
+        monkeypatch.setattr(sweeper, "sweep", lambda now: (sweep(now), swept.set()))
+        await asyncio.wait_for(swept.wait(), DEADLINE)
+        assert sweeper._task is task
+
+
 async def test_in_a_crowd_the_oldest_request_makes_room(make_scope: Any) -> None:
     """Two for each connection may wait; one more refuses the oldest at once, but none whose work has begun."""
     async with make_scope(maxsize=1, acquire_timeout=5) as scope:

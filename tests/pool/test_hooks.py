@@ -142,3 +142,16 @@ async def test_a_hook_that_keeps_its_connection(make_scope: Any) -> None:
     async with make_scope(on_connect=on_connect):
         with pytest.raises(ConnectionReleased):
             await kept[0].execute("SELECT 1")
+
+
+async def test_on_acquire_that_keeps_its_connection(make_scope: Any) -> None:
+    """What on_acquire was given is of no use after it either: the borrower has the connection then."""
+    kept: list[Any] = []
+
+    async def on_acquire(db: Any) -> None:
+        kept.append(db)
+
+    async with make_scope(on_acquire=on_acquire) as scope, scope.acquire() as db:
+        with pytest.raises(ConnectionReleased):
+            await kept[0].execute("SELECT 1")
+        assert await db.fetchval("SELECT 1") == 1

@@ -14,7 +14,7 @@ from aiohttp_poolscope.driver import FAILED, IN_TRANSACTION, Link
 from aiohttp_poolscope.errors import DatabaseUnavailable, PoolScopeError
 from aiohttp_poolscope.pool.maintenance import Maintenance
 from tests.conftest import until
-from tests.kit.wire import ask, driving
+from tests.kit.wire import ask, driving, wired
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -118,6 +118,24 @@ async def test_restore(database: Database, leave: Any) -> None:
         assert link.clean
         assert await ask(link, "SELECT pg_backend_pid()") == pid
         assert await ask(link, "SELECT count(*) FROM t") == 0
+
+
+async def test_restore_waits_for_a_cancel_under_way(database: Database) -> None:
+    """A connection whose last statement has ended, and the request to cancel it is still under way, is kept."""
+    with wired(database) as wire:
+        wire.deaf_to_cancel = True
+        async with maintained(wire.dsn) as (maintenance, link):
+            await run(link, "SELECT 1")
+            last = asyncio.ensure_future(run(link, "SELECT pg_sleep(0.1)"))
+            await until(lambda: link.executing, "the statement to run")
+            link.cancel()
+            await last
+            restored = asyncio.ensure_future(maintenance.restore(link))
+            await until(lambda: wire.cancels, "the request")
+            assert not restored.done()
+            wire.deaf_to_cancel = False
+            await restored
+            assert link.clean
 
 
 async def test_a_clean_connection_is_not_asked(database: Database) -> None:

@@ -137,6 +137,14 @@ async def test_idle_timeout(make_scope: Any, database: Database) -> None:
         assert scope.stats().idle == 1
 
 
+async def test_a_ping_is_no_use(make_scope: Any) -> None:
+    """A connection that is only kept alive ends with idle_timeout as any other (B7)."""
+    async with make_scope(minsize=0, idle_timeout=60.0) as scope:
+        (slot,) = scope._run.pool.gate.idle_slots()
+        slot.used -= 61.0  # its last use was then; its last ping a moment ago
+        await until(lambda: scope.stats().size == 0)
+
+
 async def test_max_lifetime_while_idle(make_scope: Any, database: Database) -> None:
     """A connection older than max_lifetime is replaced, even one that minsize keeps (B7)."""
     async with make_scope(minsize=1, max_lifetime=0.2) as scope:

@@ -231,3 +231,25 @@ async def test_a_cancelled_start_leaves_nothing(dsn: str) -> None:
             while connection.recv(4096):  # until its end
                 pass
     assert ours_running() == []
+
+
+async def test_a_start_that_is_cancelled_half_way(dsn: str, database: Database) -> None:
+    """Cancelled while it opens its second connection, a start closes the first one as well."""
+    second = asyncio.Event()
+
+    async def on_connect(db: poolscope.ScopedConnection) -> None:
+        if len(database.backends()) > 1:
+            second.set()
+            await asyncio.Event().wait()
+
+    async def start() -> None:
+        async with poolscope.open(dsn, minsize=2, on_connect=on_connect):
+            raise AssertionError("it has started")
+
+    starting = asyncio.ensure_future(start())
+    await second.wait()
+    assert len(database.backends()) == 2
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    await until(lambda: database.backends() == [])
