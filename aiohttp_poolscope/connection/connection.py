@@ -158,7 +158,7 @@ class ScopedConnection(Statements):
 
     @property
     def raw(self) -> Any:
-        """The ``aiopg.Connection``, for what has no method here. It is checked by nobody: do not keep it."""
+        """The ``aiopg.Connection``, for what has no method here, until the lease ends: then ConnectionReleased."""
         return self._link_in_use().raw_connection()
 
     @property

@@ -18,7 +18,7 @@ __all__ = ("CursorContext", "ScopedCursor")
 class ScopedCursor:
     """A cursor with aiopg's methods. It ends with the lease it was made in."""
 
-    __slots__ = ("_db", "_lease", "_raw")
+    __slots__ = ("__weakref__", "_db", "_lease", "_raw")  # aiopg.sa has weak references to its cursors
 
     def __init__(self, db: ScopedConnection, raw: Any) -> None:
         self._db = db
@@ -96,8 +96,8 @@ class ScopedCursor:
 
     @property
     def raw(self) -> Any:
-        """The psycopg2 cursor."""
-        return self._readable()
+        """The psycopg2 cursor, closed with the lease."""
+        return self._db._link_in_use().raw_cursor(self._readable())
 
     @property
     def description(self) -> Any:

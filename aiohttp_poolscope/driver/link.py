@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import psycopg2
 import psycopg2.extensions
-from aiopg.utils import ClosableQueue
 
 from aiohttp_poolscope.clock import SYSTEM
 from aiohttp_poolscope.errors import ConnectionBusy, DatabaseUnavailable, PoolScopeError, QueryTimeout
 from aiohttp_poolscope.sql.changes import changes_session
 from aiohttp_poolscope.sql.session import needs_session
 
+from .belongings import Belongings
 from .errors import in_words
 from .libpq import request_cancel
 from .outcome import named, own_error, refuse_unless_rollback
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from aiohttp_poolscope.clock import Clock
 
     from .address import Target
+    from .belongings import RawConnection
     from .port import BeforeStatement, OpenConnection, StatementObserver
 
 __all__ = ("FAILED", "IDLE", "IN_TRANSACTION", "Link")
@@ -78,6 +79,8 @@ class Link(Results):
     """
 
     __slots__ = (
+        "__weakref__",
+        "_belongings",
         "_closing",
         "_late",
         "_loop",
@@ -90,6 +93,7 @@ class Link(Results):
         "closing_error",
         "comment",
         "generation",
+        "is_lent",
         "listening",
         "observer",
         "on_read_only_error",
@@ -101,6 +105,7 @@ class Link(Results):
         "session_changed",
         "slow_after",
         "target",
+        "touched",
         "watch_session",
     )
 
@@ -140,6 +145,9 @@ class Link(Results):
         self.session_changed = False
         self.watch_session = False
         self._closing: asyncio.TimerHandle | None = None
+        self.touched = False
+        self.is_lent: Callable[[], bool] | None = None
+        self._belongings = Belongings(self, aio)
 
     @property
     def closed(self) -> bool:
@@ -205,13 +213,32 @@ class Link(Results):
         except (psycopg2.Error, QueryTimeout) as error:
             raise DatabaseUnavailable(f"{self.target} does not tell its role: {in_words(error)}") from error
 
-    def raw_connection(self) -> aiopg.Connection:
-        """Aiopg's connection, for whoever may wait for notifications on it."""
-        self.listening = True
+    def raw_connection(self) -> RawConnection:
+        """Aiopg's connection until the end of the lease, for whoever may wait for notifications on it."""
+        self.listening = self.touched = True
         self.session_changed = self.watch_session or self.session_changed
         self._hear()
-        aio: aiopg.Connection = self.aio
-        return aio
+        return self._belongings.lend()
+
+    def raw_cursor(self, cursor: Any) -> Any:
+        """A cursor of psycopg2 as it is, until the end of the lease."""
+        self.touched = True
+        return self._belongings.show_cursor(cursor)
+
+    def expects_messages(self) -> bool:
+        """Whether somebody may read a notice or a notification that has come now."""
+        if self.is_lent is not None and not self.is_lent():
+            return False
+        self.touched = True
+        return True
+
+    def end_lease(self, *, keep_settings: bool = False) -> bool:
+        """Let go of what the lease had on this side. False: somebody has kept the connection itself."""
+        if self.listening:
+            self._hear()  # what libpq has read: it is nobody's from now on
+        self.touched = self.listening = False
+        cursors = int(self._cursor is not None)
+        return self._belongings.reclaim(self, cursors=cursors, keep_settings=keep_settings)
 
     def _hear(self) -> None:
         # A notification that arrives together with an answer is read with it, and stays in libpq until the next poll:
@@ -352,13 +379,10 @@ class Link(Results):
     def _after(self, error: Exception) -> None:
         """Mend what aiopg leaves after an error."""
         error.__traceback__ = None  # aiopg's frames hold the future that holds the error
-        aio = self.aio
         if self.closed:
             self._shut()  # at once: libpq has closed the descriptor, and its number may be somebody else's soon
-        elif aio._notifies_proxy._close_event.done():
-            # After any SQL error aiopg calls the queue of notifications closed, and keeps the error in it: the
-            # frames of a request, for as long as the connection lives.
-            aio._notifies_proxy = ClosableQueue(aio._notifies, self._loop)
+        else:
+            self._belongings.go_on_hearing()
 
     def fault(self, error: BaseException) -> Literal["statement", "timeout", "connection"]:
         """What was wrong when a statement raised ``error``."""
@@ -394,7 +418,7 @@ class Link(Results):
         aio, owner = self.aio, self._owner
         if owner is None:
             return
-        self._owner = self._cursor = None
+        self._owner = self._cursor = self.is_lent = None
         try:
             self._shut()
         finally:

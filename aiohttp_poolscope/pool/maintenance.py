@@ -64,7 +64,7 @@ class Maintenance:
         if config.reset == "full" or link.session_changed:
             await link.run(link.cursor(), "DISCARD ALL")
             if config.on_connect is not None:
-                await hooks.run(self._lender, config.on_connect, link)
+                await hooks.run(self._lender, config.on_connect, link, keep_settings=True)
         elif config.reset not in {"auto", "rollback"}:
             await link.run(link.cursor(), config.reset)
         link.session_changed = False
@@ -74,7 +74,7 @@ class Maintenance:
         timer = asyncio.timeout(limit)
         try:
             async with timer:
-                await hooks.run(self._lender, self._config.on_connect, link, self._told)
+                await hooks.run(self._lender, self._config.on_connect, link, self._told, keep_settings=True)
         except DatabaseUnavailable:
             raise
         except (DatabaseError, PoolScopeError, TimeoutError) as error:
