@@ -298,7 +298,7 @@ class ScopedConnection(Statements):
     def _transaction(self, isolation: Isolation | None, *, readonly: bool, deferrable: bool) -> Transaction:
         return Transaction(self, isolation, readonly=readonly, deferrable=deferrable)
 
-    def _stream(self, sql: str, params: Any, size: int) -> Stream:
+    def _stream(self, sql: Any, params: Any, size: int) -> Stream:
         return Stream(self, sql, params, size)
 
     async def _open_cursor(self) -> ScopedCursor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from aiohttp_poolscope.errors import ConnectionBusy
@@ -46,10 +47,14 @@ class ScopedCursor:
         await self._run(operation, parameters, timeout)
 
     async def callproc(self, procname: str, parameters: Any = None, *, timeout: float | None = None) -> None:
-        """Call a function: ``SELECT * FROM procname(parameters)``."""
-        given = list(parameters or ())
-        name = ".".join('"' + part.replace('"', '""') + '"' for part in procname.split("."))
-        arguments = ", ".join(["%s"] * len(given))
+        """Call a function: ``SELECT * FROM procname(parameters)``. A mapping gives them by their names."""
+        named = isinstance(parameters, Mapping)
+        given = list((parameters.values() if named else parameters) or ())
+        passed = [f"{_quoted(name)} := %s" for name in parameters] if named else ["%s"] * len(given)
+        arguments = ", ".join(passed)
+        name = ".".join(map(_quoted, procname.split(".")))
+        if not given:
+            name = name.replace("%%", "%")
         await self._run(f"SELECT * FROM {name}({arguments})", given or None, timeout)  # noqa: S608
 
     def mogrify(self, operation: str, parameters: Any = None) -> bytes:
@@ -152,6 +157,10 @@ class ScopedCursor:
 
     async def __aexit__(self, *_: object) -> None:
         self.close()
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""').replace("%", "%%") + '"'
 
 
 class CursorContext:

@@ -17,7 +17,7 @@ from aiohttp_poolscope.sql.session import needs_session
 from .belongings import Belongings
 from .errors import in_words
 from .libpq import request_cancel
-from .outcome import named, own_error, refuse_unless_rollback
+from .outcome import check_size, named, own_error, refuse_unless_rollback
 from .patches import go_on
 from .results import Results
 from .statement import text_of, with_comment
@@ -79,8 +79,6 @@ class Link(Results):
     """
 
     __slots__ = (
-        "__weakref__",
-        "_belongings",
         "_closing",
         "_late",
         "_loop",
@@ -93,8 +91,6 @@ class Link(Results):
         "closing_error",
         "comment",
         "generation",
-        "is_lent",
-        "listening",
         "observer",
         "on_read_only_error",
         "pgbouncer",
@@ -105,7 +101,6 @@ class Link(Results):
         "session_changed",
         "slow_after",
         "target",
-        "touched",
         "watch_session",
     )
 
@@ -138,15 +133,12 @@ class Link(Results):
         self._loop = asyncio.get_running_loop()
         self._now = clock.monotonic
         self.cancelling: asyncio.Future[None] | None = None
-        self.listening = False
         self._late: QueryTimeout | None = None
         # A statement of this transaction ended well, but late: on this side the transaction has failed.
         self._spoiled = False
         self.session_changed = False
         self.watch_session = False
         self._closing: asyncio.TimerHandle | None = None
-        self.touched = False
-        self.is_lent: Callable[[], bool] | None = None
         self._belongings = Belongings(self, aio)
 
     @property
@@ -220,26 +212,6 @@ class Link(Results):
         self._hear()
         return self._belongings.lend()
 
-    def raw_cursor(self, cursor: Any) -> Any:
-        """A cursor of psycopg2 as it is, until the end of the lease."""
-        self.touched = True
-        return self._belongings.show_cursor(cursor)
-
-    def expects_messages(self) -> bool:
-        """Whether somebody may read a notice or a notification that has come now."""
-        if self.is_lent is not None and not self.is_lent():
-            return False
-        self.touched = True
-        return True
-
-    def end_lease(self, *, keep_settings: bool = False) -> bool:
-        """Let go of what the lease had on this side. False: somebody has kept the connection itself."""
-        if self.listening:
-            self._hear()  # what libpq has read: it is nobody's from now on
-        self.touched = self.listening = False
-        cursors = int(self._cursor is not None)
-        return self._belongings.reclaim(self, cursors=cursors, keep_settings=keep_settings)
-
     def _hear(self) -> None:
         # A notification that arrives together with an answer is read with it, and stays in libpq until the next poll:
         # whoever waited for it would wait for another one.
@@ -284,6 +256,7 @@ class Link(Results):
             self._after(error)
             if self.observer is not None:
                 self.observer.failed(self, sql, self._now() - begun, error)
+            check_size(cursor.query if self.closed else None)
             self._raise_ours(error, self._sent)
             raise
         finally:

@@ -110,6 +110,9 @@ class OpenConnection(Protocol):
         connection is then not ``clean``, and ``cancel_and_wait`` is to be called before anything else is sent.
         """
 
+    async def reset(self, sql: str) -> None:
+        """Run what resets the session, and set again what the driver needs of it. Raises as ``run``."""
+
     async def ping(self) -> None:
         """One round trip. Raises as ``run``; its task has a time-out around it."""
 
@@ -140,11 +143,17 @@ class OpenConnection(Protocol):
     def read_first(self, cursor: Any) -> Any:
         """The first row of the shared cursor, or None. Raises as ``read_all``."""
 
+    def read_value(self, cursor: Any) -> Any:
+        """The first column of the first row of the shared cursor, or None. Raises as ``read_all``."""
+
     def reading(self, method: Callable[..., Any], *args: Any) -> Any:
         """Call a method of a cursor that only reads what is here. Raises as ``read_all``."""
 
     def drop_result(self) -> None:
         """Let go of the rows of the shared cursor."""
+
+    def text(self, sql: Any) -> str:
+        """The text of a statement, without its parameters. Raises TypeError for what is none."""
 
     def mogrify(self, sql: str, params: Any) -> bytes:
         """The statement with its parameters filled in."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ("ReplicaOrHome", "not_carried")
 
-RESETS: Final = ("rollback", "full")
+RESETS: Final = ("rollback", "auto", "full")
 """From the weakest, which any other contains, to the strongest. SQL of one's own compares with no other."""
 
 
