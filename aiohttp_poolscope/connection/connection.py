@@ -158,7 +158,7 @@ class ScopedConnection(Statements):
 
     @property
     def raw(self) -> Any:
-        """The ``aiopg.Connection``, for what has no method here. It is checked by nobody: do not keep it."""
+        """The ``aiopg.Connection``, for what has no method here, until the lease ends: then ConnectionReleased."""
         return self._link_in_use().raw_connection()
 
     @property
@@ -298,7 +298,7 @@ class ScopedConnection(Statements):
     def _transaction(self, isolation: Isolation | None, *, readonly: bool, deferrable: bool) -> Transaction:
         return Transaction(self, isolation, readonly=readonly, deferrable=deferrable)
 
-    def _stream(self, sql: str, params: Any, size: int) -> Stream:
+    def _stream(self, sql: Any, params: Any, size: int) -> Stream:
         return Stream(self, sql, params, size)
 
     async def _open_cursor(self) -> ScopedCursor:

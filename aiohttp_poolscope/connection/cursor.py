@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from aiohttp_poolscope.errors import ConnectionBusy
@@ -18,7 +19,7 @@ __all__ = ("CursorContext", "ScopedCursor")
 class ScopedCursor:
     """A cursor with aiopg's methods. It ends with the lease it was made in."""
 
-    __slots__ = ("_db", "_lease", "_raw")
+    __slots__ = ("__weakref__", "_db", "_lease", "_raw")  # aiopg.sa has weak references to its cursors
 
     def __init__(self, db: ScopedConnection, raw: Any) -> None:
         self._db = db
@@ -46,10 +47,14 @@ class ScopedCursor:
         await self._run(operation, parameters, timeout)
 
     async def callproc(self, procname: str, parameters: Any = None, *, timeout: float | None = None) -> None:
-        """Call a function: ``SELECT * FROM procname(parameters)``."""
-        given = list(parameters or ())
-        name = ".".join('"' + part.replace('"', '""') + '"' for part in procname.split("."))
-        arguments = ", ".join(["%s"] * len(given))
+        """Call a function: ``SELECT * FROM procname(parameters)``. A mapping gives them by their names."""
+        named = isinstance(parameters, Mapping)
+        given = list((parameters.values() if named else parameters) or ())
+        passed = [f"{_quoted(name)} := %s" for name in parameters] if named else ["%s"] * len(given)
+        arguments = ", ".join(passed)
+        name = ".".join(map(_quoted, procname.split(".")))
+        if not given:
+            name = name.replace("%%", "%")
         await self._run(f"SELECT * FROM {name}({arguments})", given or None, timeout)  # noqa: S608
 
     def mogrify(self, operation: str, parameters: Any = None) -> bytes:
@@ -96,8 +101,8 @@ class ScopedCursor:
 
     @property
     def raw(self) -> Any:
-        """The psycopg2 cursor."""
-        return self._readable()
+        """The psycopg2 cursor, closed with the lease."""
+        return self._db._link_in_use().raw_cursor(self._readable())
 
     @property
     def description(self) -> Any:
@@ -152,6 +157,10 @@ class ScopedCursor:
 
     async def __aexit__(self, *_: object) -> None:
         self.close()
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""').replace("%", "%%") + '"'
 
 
 class CursorContext:

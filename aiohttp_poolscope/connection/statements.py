@@ -73,10 +73,7 @@ class Statements:
     async def fetchval(self, sql: str, params: Any = None, *, timeout: float | None = None) -> Any:
         """The first column of the first row, or None."""
         link, cursor = await self._execute(sql, params, timeout)
-        row = link.read_first(cursor)
-        if row is None:
-            return None
-        return row[0] if isinstance(row, (tuple, list)) else next(iter(row.values()))
+        return link.read_value(cursor)
 
     async def execute(self, sql: str, params: Any = None, *, timeout: float | None = None) -> str:
         """Run a statement; returns its command status, such as ``"UPDATE 3"``."""
@@ -110,7 +107,7 @@ class Statements:
             if batch:
                 await tx._execute(Batch(batch, sql), None, timeout)
 
-    def stream(self, sql: str, params: Any = None, size: int = 1000) -> Stream:
+    def stream(self, sql: Any, params: Any = None, size: int = 1000) -> Stream:
         """Iterate over a large result without holding it: ``async for row in db.stream(...)``.
 
         The rows come ``size`` at a time from a cursor on the server, in a transaction: outside of ``transaction()``

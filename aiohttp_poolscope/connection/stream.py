@@ -26,7 +26,7 @@ class Stream:
 
     __slots__ = ("_db", "_lease", "_name", "_own", "_params", "_rows", "_size", "_sql", "_state")
 
-    def __init__(self, db: ScopedConnection, sql: str, params: Any, size: int) -> None:
+    def __init__(self, db: ScopedConnection, sql: Any, params: Any, size: int) -> None:
         self._own = False
         self._state: Literal["new", "open", "ended"] = "new"
         self._db = db
@@ -91,6 +91,7 @@ class Stream:
             # While a statement runs nobody knows whether it is in a transaction: one more BEGIN would be no error, and
             # the ROLLBACK after it would end somebody else's.
             await link.cancel_and_wait()
+        self._sql = link.text(self._sql)
         self._lease = db._lease
         self._own = not db.in_transaction
         self._name = f"poolscope_stream_{next(_stream_numbers)}"

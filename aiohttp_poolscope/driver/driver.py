@@ -208,6 +208,8 @@ class Driver:
             CHECK_INTERVAL: config.abandon_interval if self._check_interval else None,
         }
         ours = [f"-c {name}={max(1, round(limit * 1000))}" for name, limit in limits.items() if limit is not None]
+        # psycopg2 reads intervals of any other style wrongly, in silence.
+        ours.append("-c intervalstyle=postgres")
         if config.readonly:
             ours.append("-c default_transaction_read_only=on")
         ours.append("-c application_name=" + re.sub(r"([\\\s])", r"\\\1", self.name))

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import psycopg2
 import psycopg2.extensions
-from aiopg.utils import ClosableQueue
 
 from aiohttp_poolscope.clock import SYSTEM
 from aiohttp_poolscope.errors import ConnectionBusy, DatabaseUnavailable, PoolScopeError, QueryTimeout
 from aiohttp_poolscope.sql.changes import changes_session
 from aiohttp_poolscope.sql.session import needs_session
 
+from .belongings import Belongings
 from .errors import in_words
 from .libpq import request_cancel
-from .outcome import named, own_error, refuse_unless_rollback
+from .outcome import check_size, named, own_error, refuse_unless_rollback
 from .patches import go_on
 from .results import Results
 from .statement import text_of, with_comment
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from aiohttp_poolscope.clock import Clock
 
     from .address import Target
+    from .belongings import RawConnection
     from .port import BeforeStatement, OpenConnection, StatementObserver
 
 __all__ = ("FAILED", "IDLE", "IN_TRANSACTION", "Link")
@@ -90,7 +91,6 @@ class Link(Results):
         "closing_error",
         "comment",
         "generation",
-        "listening",
         "observer",
         "on_read_only_error",
         "pgbouncer",
@@ -133,13 +133,13 @@ class Link(Results):
         self._loop = asyncio.get_running_loop()
         self._now = clock.monotonic
         self.cancelling: asyncio.Future[None] | None = None
-        self.listening = False
         self._late: QueryTimeout | None = None
         # A statement of this transaction ended well, but late: on this side the transaction has failed.
         self._spoiled = False
         self.session_changed = False
         self.watch_session = False
         self._closing: asyncio.TimerHandle | None = None
+        self._belongings = Belongings(self, aio)
 
     @property
     def closed(self) -> bool:
@@ -205,13 +205,12 @@ class Link(Results):
         except (psycopg2.Error, QueryTimeout) as error:
             raise DatabaseUnavailable(f"{self.target} does not tell its role: {in_words(error)}") from error
 
-    def raw_connection(self) -> aiopg.Connection:
-        """Aiopg's connection, for whoever may wait for notifications on it."""
-        self.listening = True
+    def raw_connection(self) -> RawConnection:
+        """Aiopg's connection until the end of the lease, for whoever may wait for notifications on it."""
+        self.listening = self.touched = True
         self.session_changed = self.watch_session or self.session_changed
         self._hear()
-        aio: aiopg.Connection = self.aio
-        return aio
+        return self._belongings.lend()
 
     def _hear(self) -> None:
         # A notification that arrives together with an answer is read with it, and stays in libpq until the next poll:
@@ -257,6 +256,7 @@ class Link(Results):
             self._after(error)
             if self.observer is not None:
                 self.observer.failed(self, sql, self._now() - begun, error)
+            check_size(cursor.query if self.closed else None)
             self._raise_ours(error, self._sent)
             raise
         finally:
@@ -352,13 +352,10 @@ class Link(Results):
     def _after(self, error: Exception) -> None:
         """Mend what aiopg leaves after an error."""
         error.__traceback__ = None  # aiopg's frames hold the future that holds the error
-        aio = self.aio
         if self.closed:
             self._shut()  # at once: libpq has closed the descriptor, and its number may be somebody else's soon
-        elif aio._notifies_proxy._close_event.done():
-            # After any SQL error aiopg calls the queue of notifications closed, and keeps the error in it: the
-            # frames of a request, for as long as the connection lives.
-            aio._notifies_proxy = ClosableQueue(aio._notifies, self._loop)
+        else:
+            self._belongings.go_on_hearing()
 
     def fault(self, error: BaseException) -> Literal["statement", "timeout", "connection"]:
         """What was wrong when a statement raised ``error``."""
@@ -397,7 +394,7 @@ class Link(Results):
         aio, owner = self.aio, self._owner
         if owner is None:
             return
-        self._owner = self._cursor = None
+        self._owner = self._cursor = self.is_lent = None
         try:
             self._shut()
         finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import psycopg2
 import psycopg2.extensions
@@ -23,7 +23,7 @@ from .errors import in_words
 if TYPE_CHECKING:
     from .address import Target
 
-__all__ = ("named", "own_error", "refuse_unless_rollback")
+__all__ = ("check_size", "named", "own_error", "refuse_unless_rollback")
 
 
 def refuse_unless_rollback(text: str) -> None:
@@ -35,6 +35,19 @@ def refuse_unless_rollback(text: str) -> None:
         "a statement in this transaction was cancelled for its time, and ended well all the same: what it has done is "
         "rolled back. Let its QueryTimeout leave the transaction() block"
     )
+
+
+LARGEST: Final = 0x3FFFFFFF - 6
+"""Bytes of the largest statement that fits into a message of the protocol."""
+
+
+def check_size(query: bytes | None) -> None:
+    """Raise PoolScopeError if the statement that the connection has died of was too large: nothing of it was run."""
+    if query is not None and len(query) > LARGEST:
+        raise PoolScopeError(
+            f"the statement has {len(query):,} bytes with its values: PostgreSQL takes {LARGEST:,} at most, and closes "
+            "the connection. Send it in parts"
+        )
 
 
 def named(error: Exception, pool: str | None, sent: object) -> Exception:

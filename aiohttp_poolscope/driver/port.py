@@ -63,6 +63,10 @@ class OpenConnection(Protocol):
     """Whether one may have, since the pool has last set it to False: it is reset then before it is lent again."""
     running_since: float | None
     """When the statement in flight was sent, by the pool's clock; None: there is none."""
+    touched: bool
+    """Whether the lease may have something on this side, which ``end_lease`` is to let go of. Read in the hot path."""
+    is_lent: Callable[[], bool] | None
+    """Says whether somebody has the connection now: else what the server sends by itself is for nobody. Set once."""
     cancelling: asyncio.Future[None] | None
     """Done once the server knows of a request to cancel that is on its way; None: there is none."""
 
@@ -106,6 +110,9 @@ class OpenConnection(Protocol):
         connection is then not ``clean``, and ``cancel_and_wait`` is to be called before anything else is sent.
         """
 
+    async def reset(self, sql: str) -> None:
+        """Run what resets the session, and set again what the driver needs of it. Raises as ``run``."""
+
     async def ping(self) -> None:
         """One round trip. Raises as ``run``; its task has a time-out around it."""
 
@@ -136,17 +143,32 @@ class OpenConnection(Protocol):
     def read_first(self, cursor: Any) -> Any:
         """The first row of the shared cursor, or None. Raises as ``read_all``."""
 
+    def read_value(self, cursor: Any) -> Any:
+        """The first column of the first row of the shared cursor, or None. Raises as ``read_all``."""
+
     def reading(self, method: Callable[..., Any], *args: Any) -> Any:
         """Call a method of a cursor that only reads what is here. Raises as ``read_all``."""
 
     def drop_result(self) -> None:
         """Let go of the rows of the shared cursor."""
 
+    def text(self, sql: Any) -> str:
+        """The text of a statement, without its parameters. Raises TypeError for what is none."""
+
     def mogrify(self, sql: str, params: Any) -> bytes:
         """The statement with its parameters filled in."""
 
     def raw_connection(self) -> Any:
-        """The driver's own connection, for whoever needs what has no method here."""
+        """The driver's own connection, until the end of the lease, for whoever needs what has no method here."""
+
+    def raw_cursor(self, cursor: Any) -> Any:
+        """The driver's own cursor, until the end of the lease."""
+
+    def end_lease(self, *, keep_settings: bool = False) -> bool:
+        """Let go of what the lease had on this side of the wire: messages, ``raw_connection``, settings of the driver.
+
+        ``keep_settings``: unless they are for all leases. False: the lease has kept something that reaches the next.
+        """
 
 
 class Connector(Protocol):

@@ -60,10 +60,13 @@ async def _comment(db: ScopedConnection) -> None:
 _name_session.__qualname__ = _comment.__qualname__ = "request_tag"
 
 
-async def run(lender: Lender, hook: Any, link: OpenConnection, told: dict[str, str] | None = None) -> None:
+async def run(
+    lender: Lender, hook: Any, link: OpenConnection, told: dict[str, str] | None = None, *, keep_settings: bool = False
+) -> None:
     """Run ``on_connect`` or ``on_release``, on a connection that nobody has.
 
     A mistake of its own is in the log with its traceback. With ``told`` once, until it was another one or none.
+    ``keep_settings``: type casters that it registers are for all leases.
     """
     db = ScopedConnection(lender, once=True)
     db._link = link  # and no slot: a release() in the hook gives nothing back
@@ -84,6 +87,8 @@ async def run(lender: Lender, hook: Any, link: OpenConnection, told: dict[str, s
     finally:
         db._link = None
         db._end("the hook")
+        if link.touched and not link.end_lease(keep_settings=keep_settings) and not keep_settings:
+            link.fail(ConnectionReleased(f"the hook {_name(hook)} has kept raw.raw"))
 
 
 async def prepare(lender: Lender, hook: Any, db: ScopedConnection, slot: Slot[OpenConnection], limit: float) -> None:

@@ -62,11 +62,11 @@ class Maintenance:
         if link.closed:
             return
         if config.reset == "full" or link.session_changed:
-            await link.run(link.cursor(), "DISCARD ALL")
+            await link.reset("DISCARD ALL")
             if config.on_connect is not None:
-                await hooks.run(self._lender, config.on_connect, link)
+                await hooks.run(self._lender, config.on_connect, link, keep_settings=True)
         elif config.reset not in {"auto", "rollback"}:
-            await link.run(link.cursor(), config.reset)
+            await link.reset(config.reset)
         link.session_changed = False
 
     async def _run_on_connect(self, link: OpenConnection) -> None:
@@ -74,7 +74,7 @@ class Maintenance:
         timer = asyncio.timeout(limit)
         try:
             async with timer:
-                await hooks.run(self._lender, self._config.on_connect, link, self._told)
+                await hooks.run(self._lender, self._config.on_connect, link, self._told, keep_settings=True)
         except DatabaseUnavailable:
             raise
         except (DatabaseError, PoolScopeError, TimeoutError) as error:

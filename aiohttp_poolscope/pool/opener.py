@@ -122,7 +122,9 @@ class Opener:
         self.opened += 1
         self.problem = ""
         recovered = self.breaker.succeeded()
-        room.fill(Slot(link, expires=self._lifetime_end(begun)), now)
+        slot = Slot(link, expires=self._lifetime_end(begun))
+        link.is_lent = lambda: slot.holder is not None
+        room.fill(slot, now)
         self._attempt_ended()
         self.connect.record(now - begun)
         self._reporter.emit(Opened, duration=now - begun)

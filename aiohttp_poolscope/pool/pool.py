@@ -159,6 +159,8 @@ class Pool:
         now = self._now()
         held, holder, slot.holder = now - slot.since, slot.holder, None
         link = slot.link
+        if link.touched and not link.end_lease():
+            slot.expires = float("-inf")
         if link.clean and not link.session_changed and now < slot.expires and not self._always_restore:
             self.gate.give(slot, now)
         else:

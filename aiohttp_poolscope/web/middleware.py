@@ -108,8 +108,8 @@ class Middleware(Outside):
             db._end("the end of its handler")
             if around is not None:
                 self._restore(around, pool, request)
-        if pool.gate.draining and not response.prepared:
-            response.force_close()
+        if pool.gate.draining:
+            _close_after(response)
         return response
 
     def _restore(self, around: Any, pool: Pool, request: web.Request) -> None:
@@ -161,8 +161,7 @@ class Middleware(Outside):
         except web.HTTPException as raised:
             raised.force_close()
             raise
-        if not response.prepared:
-            response.force_close()
+        _close_after(response)
         return response
 
     async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -174,6 +173,12 @@ class Middleware(Outside):
             if refusal is None:
                 raise
             return refusal
+
+
+def _close_after(response: web.StreamResponse | None) -> None:
+    """No more requests on this connection. Of a handler that has returned nothing, it is aiohttp that complains."""
+    if response is not None and not response.prepared:
+        response.force_close()
 
 
 def _home_of(attached: Any) -> object:
@@ -252,7 +257,8 @@ async def _in_transaction(
                 if not _is_redirect(raised):
                     raise
                 response = redirect = raised
-            if response.status >= web.HTTPBadRequest.status_code:
+            # None is no answer. aiohttp says so, in a 500.
+            if getattr(response, "status", web.HTTPInternalServerError.status_code) >= web.HTTPBadRequest.status_code:
                 raise _UndoneError(response)
     except _UndoneError as undone:
         return undone.response

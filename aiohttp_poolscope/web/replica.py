@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp_poolscope.errors import DatabaseUnavailable, PoolExhausted, ShuttingDown
 
 if TYPE_CHECKING:
+    from aiohttp_poolscope.config import PoolConfig
     from aiohttp_poolscope.connection import ScopedConnection
     from aiohttp_poolscope.driver import OpenConnection
     from aiohttp_poolscope.gate import Slot
     from aiohttp_poolscope.pool import Pool
 
-__all__ = ("ReplicaOrHome",)
+__all__ = ("ReplicaOrHome", "not_carried")
+
+RESETS: Final = ("rollback", "auto", "full")
+"""From the weakest, which any other contains, to the strongest. SQL of one's own compares with no other."""
+
+
+def not_carried(scope: PoolConfig, replica: PoolConfig) -> str | None:
+    """What a replica's connections lack of what a scope does to its own, in words; None: nothing."""
+    for name in ("on_acquire", "on_release", "request_tag", "reset"):
+        wanted, has = getattr(scope, name), getattr(replica, name)
+        if wanted in (has, None, "off", RESETS[0]) or (name == "reset" and _is_stronger(has, wanted)):
+            continue
+        return (
+            f"its {name} is {_shown(has)}, and that of pool {scope.key!r}, whose requests it would serve, is "
+            f"{_shown(wanted)}. Write {name}={_shown(wanted)} in the replica's settings; or, if its connections need "
+            "something else, read_from(replica, hooks='own')"
+        )
+    return None
+
+
+def _shown(value: Any) -> str:
+    return str(getattr(value, "__qualname__", repr(value)))
+
+
+def _is_stronger(reset: str, than: str) -> bool:
+    return reset in RESETS and than in RESETS and RESETS.index(reset) > RESETS.index(than)
 
 
 class ReplicaOrHome:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from aiohttp_poolscope.config import PoolConfig
 from aiohttp_poolscope.errors import ConfigError
 
 from .middleware import Middleware
 from .outside import is_plain
+from .replica import not_carried
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -61,7 +62,13 @@ class PoolScope(Middleware):
         self._hook_shutdown(app)
         return self
 
-    def read_from(self, replica: PoolScope, when: Callable[[web.Request], bool] | None = None) -> None:
+    def read_from(
+        self,
+        replica: PoolScope,
+        when: Callable[[web.Request], bool] | None = None,
+        *,
+        hooks: Literal["same", "own"] = "same",
+    ) -> None:
         """Serve reads from another scope: one with ``readonly=True`` and ``target="prefer-standby"``, say.
 
         Handlers marked ``@poolscope.replica``, and requests for which ``when(request)`` is true, get their
@@ -69,12 +76,19 @@ class PoolScope(Middleware):
         away. It has to be set up in the application, too; under its own key requests borrow at first use only, and
         its end refuses nobody. A replica is behind: what was just written may be missing.
 
-        Raises ConfigError when ``replica`` is not another scope, or ``when`` not a function.
+        A connection of the replica is prepared and cleared as one of this scope: it has the same ``on_acquire``,
+        ``on_release`` and ``request_tag``, and a ``reset`` no weaker. ``hooks="own"``: it has its own, and rightly so.
+
+        Raises ConfigError when ``replica`` is not another scope, or lacks one of these, or ``when`` is no function.
         """
         if not isinstance(replica, PoolScope) or replica is self or replica.config.key == self.config.key:
             raise ConfigError(f"read_from(replica={replica!r}): must be another PoolScope, with a key of its own")
         if when is not None and not is_plain(when):
             raise ConfigError(f"read_from(when={when!r}): must be a plain function of one argument, the request")
+        if hooks not in ("same", "own"):
+            raise ConfigError(f"read_from(hooks={hooks!r}): must be 'same' or 'own'")
+        if hooks == "same" and (missing := not_carried(self.config, replica.config)) is not None:
+            raise ConfigError(f"read_from(replica={replica.config.key!r}): {missing}")
         self._replica, self._reads = replica, when
         replica._is_replica = True
 

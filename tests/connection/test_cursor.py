@@ -45,6 +45,32 @@ async def test_cursor_calls_a_function(make_scope: Any) -> None:
             await cursor.callproc('x"; DROP TABLE y; --')
 
 
+async def test_cursor_calls_a_function_by_names(make_scope: Any, database: Database) -> None:
+    """callproc() takes a mapping for named arguments, as psycopg2's does, whatever the names look like."""
+    database.sql(
+        """CREATE FUNCTION greet(who text, "5 %s"""
+        '""'
+        """x" text DEFAULT '!') RETURNS text LANGUAGE sql AS $$
+        SELECT 'hello ' || $1 || $2 $$"""
+    )
+    database.sql("""CREATE FUNCTION "50%"() RETURNS int LANGUAGE sql AS 'SELECT 50'""")
+    database.sql("""CREATE FUNCTION "51%"(n int) RETURNS int LANGUAGE sql AS 'SELECT 51'""")
+    async with make_scope() as scope, scope.acquire() as db, db.cursor() as cursor:
+        for given, said in [
+            ({"who": "bob"}, "hello bob!"),
+            ({'5 %s"x': "?", "who": "bob"}, "hello bob?"),
+            (["bob"], "hello bob!"),
+            (("bob", "?"), "hello bob?"),
+        ]:
+            await cursor.callproc("greet", given)
+            assert await cursor.fetchone() == (said,)
+        for name, given in [("50%", None), ("50%", {}), ("51%", [1]), ("51%", {"n": 1})]:
+            await cursor.callproc(name, given)
+            assert await cursor.fetchone() == (int(name[:2]),)
+        with pytest.raises(psycopg2.errors.UndefinedFunction):
+            await cursor.callproc("greet", {"whom": "bob"})
+
+
 async def test_cursor_closes(make_scope: Any) -> None:
     """A cursor is closed at the end of its block, or by close(); repeated closing is harmless."""
     async with make_scope() as scope, scope.acquire() as db:

@@ -10,7 +10,7 @@ import psycopg2
 import psycopg2.extras
 import pytest
 
-from aiohttp_poolscope.errors import ConnectionBusy, DatabaseUnavailable, QueryTimeout
+from aiohttp_poolscope.errors import ConnectionBusy, DatabaseUnavailable, PoolScopeError, QueryTimeout
 from tests.conftest import BUSY, Database, until
 from tests.kit.wire import wired
 
@@ -38,6 +38,43 @@ async def test_fetchval(make_scope: Any, rows: Any) -> None:
         assert await db.fetchval("SELECT %(b)s AS x, 2 AS y", {"b": 7}) == 7
         assert await db.fetchval("SELECT 1 WHERE false") is None
         assert await db.fetchval("SELECT NULL::int") is None
+
+
+class Loud(psycopg2.extras.RealDictCursor):
+    """A class of somebody's own."""
+
+
+@pytest.mark.parametrize(
+    "rows",
+    ["tuple", "dict", "namedtuple", psycopg2.extras.DictCursor, Loud],
+)
+async def test_fetchval_of_columns_with_one_name(make_scope: Any, rows: Any) -> None:
+    """It is the first column, though a dict knows only the last of them; other rows are read as before afterwards."""
+    async with make_scope(rows=rows) as scope, scope.acquire() as db:
+        for transaction in (db, scope):
+            assert await transaction.fetchval("SELECT 1, 2") == 1
+            assert await transaction.fetchval("SELECT 1, 2 FROM generate_series(1, 3)") == 1
+            assert await transaction.fetchval("SELECT 7 AS x, NULL AS x") == 7
+            assert await transaction.fetchval("SELECT") is None
+        row = await db.fetchrow("SELECT 1 AS x, 2 AS y")
+        assert type(row) is {"tuple": tuple, "dict": psycopg2.extras.RealDictRow}.get(rows, type(row))
+        assert tuple(row.values() if isinstance(row, dict) else row) == (1, 2)
+
+
+async def test_a_statement_too_large_for_the_protocol(
+    make_scope: Any, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server closes the connection: no DatabaseUnavailable, which would say "try again"; nothing is in doubt."""
+    monkeypatch.setattr("aiohttp_poolscope.driver.outcome.LARGEST", 1000)
+    sleeping = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%' AND state = 'active'"
+    async with make_scope(maxsize=1) as scope:
+        running = asyncio.ensure_future(scope.execute("SELECT pg_sleep(60), %s", ("x" * 2000,)))
+        await until(lambda: database.sql(sleeping))
+        database.kill()
+        with pytest.raises(PoolScopeError, match=r"2,0\d\d bytes.*1,000 at most") as raised:
+            await running
+        assert type(raised.value) is PoolScopeError
+        assert (raised.value.status, raised.value.retry_after) == (500, None)
 
 
 async def test_execute(make_scope: Any, database: Database) -> None:

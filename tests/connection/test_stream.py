@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg2
 import pytest
+from psycopg2 import sql
 
 from aiohttp_poolscope.connection import ScopedConnection
 from aiohttp_poolscope.errors import ConnectionBusy, ConnectionReleased, DatabaseUnavailable, QueryTimeout
@@ -29,6 +30,34 @@ async def test_order_and_batches(make_scope: Any, database: Database, count: int
             assert sum(query.startswith("FETCH") for query in wire.queries) == count // 7 + 1
             assert not db.in_transaction
             assert await db.fetchval("SELECT 1") == 1
+
+
+NAME = sql.Identifier("generate_series")
+
+
+@pytest.mark.parametrize(
+    ("statement", "params"),
+    [
+        (sql.SQL("SELECT n FROM {}(1, 5) n").format(NAME), None),
+        (sql.SQL("SELECT n FROM {}(1, %s) n").format(NAME), (5,)),
+        (sql.SQL("SELECT n FROM {}(1, %(top)s) n WHERE '%%' = {}").format(NAME, sql.Literal("%%")), {"top": 5}),
+        (sql.SQL("SELECT n FROM generate_series(1, 5) n"), None),
+        (b"SELECT n FROM generate_series(1, 5) n", None),
+        ("SELECT n FROM generate_series(1, %s) n WHERE 'ä' <> 'b'".encode(), (5,)),
+    ],
+)
+async def test_what_fetch_takes(make_scope: Any, statement: Any, params: Any) -> None:
+    """Objects of psycopg2.sql and bytes are statements here as well."""
+    async with make_scope() as scope, scope.acquire() as db:
+        assert [n async for (n,) in db.stream(statement, params, size=2)] == [1, 2, 3, 4, 5]
+        assert [n async for (n,) in db.stream(statement, params, size=2)] == [
+            n for (n,) in await db.fetch(statement, params)
+        ]
+        async with db.transaction() as tx:
+            assert len([n async for (n,) in tx.stream(statement, params)]) == 5
+        with pytest.raises(TypeError, match="psycopg2"):
+            await anext(db.stream(5))
+        assert not db.in_transaction
 
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, True, "10", None])

@@ -67,6 +67,10 @@ async def returns_rubbish(request: web.Request) -> Any:
     return "rubbish"
 
 
+async def returns_nothing(request: web.Request) -> Any:
+    await write(request)
+
+
 async def fails_in_the_database(request: web.Request) -> Any:
     await write(request)
     await request["db"].execute("SELECT 1/0")
@@ -99,6 +103,7 @@ def notes(database: Database) -> Database:
         (raises_404, 404, 0),
         (raises, 500, 0),
         (returns_rubbish, 500, 0),
+        (returns_nothing, 500, 0),
         (fails_in_the_database, 500, 0),
         (hides_a_failure, 500, 0),
     ],
@@ -115,6 +120,26 @@ async def test_commit_below_400_and_rollback_otherwise(
         assert notes.sql("SELECT count(*) FROM notes") == [(written,)]
         assert scope.stats().in_use == 0
         assert scope.stats().opened == 1
+
+
+@pytest.mark.parametrize("mark", [poolscope.transactional, poolscope.eager, poolscope.no_connection])
+@pytest.mark.parametrize("draining", [False, True])
+async def test_a_handler_without_a_return(
+    dsn: str, serve: Serve, caplog: pytest.LogCaptureFixture, mark: Any, *, draining: bool
+) -> None:
+    """The complaint is aiohttp's own, also while the pool drains."""
+    app = web.Application()
+    scope = poolscope.setup(app, dsn)
+
+    async def handler(request: web.Request) -> None:
+        if draining:
+            scope.begin_drain()
+
+    app.router.add_get("/", mark(handler))
+    async with serve(app) as served:
+        assert await served.status() == 500
+    assert "Missing return statement on request handler" in caplog.messages
+    assert "web/middleware.py" not in caplog.text  # no error of ours
 
 
 async def test_a_refused_commit_is_no_success(dsn: str, serve: Serve, notes: Database) -> None:

@@ -147,6 +147,11 @@ class RollbackLink(Link):
         if not self._inside:
             self._yield_turn()
 
+    def end_lease(self, *, keep_settings: bool = False) -> bool:
+        """Let go of what the lease had on this side. All others have the session, too: nobody is asked to let go."""
+        super().end_lease(keep_settings=keep_settings)
+        return True
+
     async def _take_turn(self) -> None:
         session = self._session
         if session.user is not self:
