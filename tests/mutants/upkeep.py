@@ -81,12 +81,10 @@ MUTANTS = (
         "maintenance-full-reset-is-bare",
         MAINTENANCE,
         """
-        await link.run(link.cursor(), "DISCARD ALL")
         if config.on_connect is not None:
-            await hooks.run(self._lender, config.on_connect, link)
+            await hooks.run(self._lender, config.on_connect, link, keep_settings=True)
         """,
         """
-        await link.run(link.cursor(), "DISCARD ALL")
         """,
         "on_connect runs again after a full reset",
         "P9",
@@ -173,10 +171,12 @@ MUTANTS = (
         "housekeeper-ends-with-a-mistake",
         HOUSEKEEPER,
         """
-        log_mistake(self._pool.key, "sweep", "a sweep failed", error)
+        if (more := left_out(self._pool.key, "sweep")) is not None:
+            logger.exception("pool %r: a sweep failed%s", self._pool.key, more)
         """,
         """
-        log_mistake(self._pool.key, "sweep", "a sweep failed", error)
+        if (more := left_out(self._pool.key, "sweep")) is not None:
+            logger.exception("pool %r: a sweep failed%s", self._pool.key, more)
         raise
         """,
         "one sweep that fails is not the last one",

@@ -90,10 +90,10 @@ MUTANTS = (
         "middleware-commits-a-400",
         MIDDLEWARE,
         """
-        if response.status >= web.HTTPBadRequest.status_code:
+        if getattr(response, "status", web.HTTPInternalServerError.status_code) >= web.HTTPBadRequest.status_code:
         """,
         """
-        if response.status > web.HTTPBadRequest.status_code:
+        if getattr(response, "status", web.HTTPInternalServerError.status_code) > web.HTTPBadRequest.status_code:
         """,
         "a transactional request that answers with 400 or above is rolled back",
         "R7",
@@ -129,8 +129,8 @@ MUTANTS = (
         "middleware-keeps-the-socket-in-a-drain",
         MIDDLEWARE,
         """
-        if pool.gate.draining and not response.prepared:
-            response.force_close()
+        if pool.gate.draining:
+            _close_after(response)
         return response
         """,
         """

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 import aiohttp_poolscope as poolscope
+from aiohttp_poolscope import logs
 from aiohttp_poolscope.connection import ScopedConnection
 from aiohttp_poolscope.driver import IDLE
 from aiohttp_poolscope.errors import PoolExhausted
@@ -250,6 +251,7 @@ async def test_a_sweep_that_fails_is_not_the_last(
     async with make_scope(maxsize=1) as scope:
         sweeper = scope._run._housekeeper
         task, sweep, swept = sweeper._task, sweeper.sweep, asyncio.Event()
+        monkeypatch.setattr(logs, "_limiter", logs.LogLimiter())
         monkeypatch.setattr(sweeper, "sweep", None)
         await until(lambda: "a sweep failed" in caplog.text, "a sweep that fails")
         monkeypatch.setattr(sweeper, "sweep", lambda now: (sweep(now), swept.set()))
