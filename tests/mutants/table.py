@@ -45,7 +45,7 @@ def _table(mutants: Sequence[Mutant], found: Mapping[str, str]) -> str:
     ]
     return "\n".join(
         [
-            f"{len(mutants)} mutants: {simulated} found by a simulation, {tested} by a test only, "
+            f"{len(mutants)} mutants: {simulated} found by a simulation, {tested} by a test, "
             f"{missed or 'none'} by nothing" + f"; {untried} not tried yet" * bool(untried) + ".",
             "",
             "| mutant | file | what does not hold with it | promise | found by |",
