@@ -110,7 +110,7 @@ class OpenConnection(Protocol):
         connection is then not ``clean``, and ``cancel_and_wait`` is to be called before anything else is sent.
         """
 
-    async def reset(self, sql: str) -> None:
+    async def reset(self, sql: str, timeout: float | None = None) -> None:
         """Run what resets the session, and set again what the driver needs of it. Raises as ``run``."""
 
     async def ping(self) -> None:

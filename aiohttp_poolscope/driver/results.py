@@ -74,9 +74,9 @@ class Results:
         """Send one statement and wait for all of its result."""
         raise NotImplementedError
 
-    async def reset(self, sql: str) -> None:
+    async def reset(self, sql: str, timeout: float | None = None) -> None:
         """Run what resets the session. Afterwards dates are in the style that psycopg2 reads."""
-        await self.run(self.cursor(), sql)
+        await self.run(self.cursor(), sql, timeout=timeout)
         if not self.raw.closed and not (self.raw.get_parameter_status("DateStyle") or "ISO").startswith("ISO"):
             # psycopg2 says it once, when it connects. Not as an option: that would also set the order of day and month.
             await self.run(self.cursor(), "SET DateStyle TO 'ISO'")

@@ -143,7 +143,7 @@ class Lifecycle:
             return
         link = self.pool.gate.idle_slots()[0].link
         try:
-            await link.run(link.cursor(), config.reset, timeout=RESTORE_LIMIT)
+            await link.reset(config.reset, RESTORE_LIMIT)
         except (DatabaseError, QueryTimeout) as error:
             said = " ".join(str(error).split())
             raise ConfigError(f"pool {self.pool.key!r}: reset={config.reset!r} fails: {said}") from error

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PID = "SELECT pg_backend_pid()"
 NOTICE = "DO $$ BEGIN RAISE NOTICE 'secret'; END $$"
-RESETS = pytest.mark.parametrize("reset", ["rollback", "full"])
+RESETS = pytest.mark.parametrize("reset", ["rollback", "auto", "full"])
 
 
 async def pid_of(scope: Any) -> Any:
@@ -60,7 +60,7 @@ async def test_who_waits_for_a_notification_is_told(make_scope: Any) -> None:
 @pytest.mark.parametrize("looks", [True, False], ids=["raw was used", "raw was not used"])
 async def test_a_forgotten_listen_piles_up_nothing(make_scope: Any, database: Database, *, looks: bool) -> None:
     """What a LISTEN that was left behind receives is let go of with each lease, and while nobody has the connection."""
-    async with make_scope(maxsize=1, minsize=1) as scope:
+    async with make_scope(maxsize=1, minsize=1, reset="rollback") as scope:
         async with scope.acquire() as db:
             await db.execute("LISTEN orders")
             if looks:

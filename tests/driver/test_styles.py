@@ -29,7 +29,7 @@ def strange(database: Database) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("strange")
-@pytest.mark.parametrize("reset", ["rollback", "full", "RESET ALL", "DISCARD ALL"])
+@pytest.mark.parametrize("reset", ["rollback", "auto", "full", "RESET ALL", "DISCARD ALL"])
 async def test_every_lease_reads_dates_and_intervals(make_scope: Any, reset: str) -> None:
     """The first one and those after a reset, with on_connect and without; the order of day and month stays."""
     seen = []
@@ -46,7 +46,7 @@ async def test_every_lease_reads_dates_and_intervals(make_scope: Any, reset: str
     assert set(seen) == {(DAY, MOMENT, LONG)}
 
 
-@pytest.mark.parametrize("reset", ["full", "RESET ALL"])
+@pytest.mark.parametrize("reset", ["auto", "full", "RESET ALL"])
 async def test_what_a_lease_has_set_goes_with_it(make_scope: Any, reset: str) -> None:
     """A style that one request asked for is not the next one's."""
     async with make_scope(maxsize=1, reset=reset) as scope:
