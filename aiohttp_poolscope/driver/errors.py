@@ -1,4 +1,4 @@
-"""What the errors of psycopg2 and aiopg say."""
+"""What the errors of psycopg2 and aiopg say, and a connection that is used wrongly."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ import psycopg2.extensions
 __all__ = ("OUT_OF_RESOURCES", "DatabaseError", "cancelled_by_server", "in_words", "sqlstate", "without_values")
 
 DatabaseError = psycopg2.Error
+
+BUSY = (
+    "another statement is running on this connection: await it first, "
+    "or borrow a second connection with scope.acquire()"
+)
+
+OTHER_LOOP = (
+    "a connection belongs to the event loop its pool was made in, and this is another one: a thread that runs "
+    "asyncio.run(), say. Use asyncio.run_coroutine_threadsafe(..., loop) with the loop of the application"
+)
 
 OUT_OF_RESOURCES = "53"
 """SQLSTATE class 53: disk full, out of memory, too many connections. The statement is not at fault."""

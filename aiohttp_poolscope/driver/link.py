@@ -15,7 +15,7 @@ from aiohttp_poolscope.sql.changes import changes_session
 from aiohttp_poolscope.sql.session import needs_session
 
 from .belongings import Belongings
-from .errors import in_words
+from .errors import BUSY, OTHER_LOOP, in_words
 from .libpq import request_cancel
 from .outcome import check_size, named, own_error, refuse_unless_rollback
 from .patches import go_on
@@ -50,16 +50,6 @@ READ_ONLY: Final = "25006"
 
 SETTLE_LIMIT = 1.0
 """Seconds that an abandoned statement has to end after it was cancelled; then the connection is closed."""
-
-BUSY = (
-    "another statement is running on this connection: await it first, "
-    "or borrow a second connection with scope.acquire()"
-)
-
-OTHER_LOOP = (
-    "a connection belongs to the event loop its pool was made in, and this is another one: a thread that runs "
-    "asyncio.run(), say. Use asyncio.run_coroutine_threadsafe(..., loop) with the loop of the application"
-)
 
 
 class Link(Results):
@@ -134,7 +124,8 @@ class Link(Results):
         self._now = clock.monotonic
         self.cancelling: asyncio.Future[None] | None = None
         self._late: QueryTimeout | None = None
-        # A statement of this transaction ended well, but late: on this side the transaction has failed.
+        # A statement of this transaction ended well, but late, or when its task had been cancelled: whoever ran it was
+        # told otherwise. On this side the transaction has failed.
         self._spoiled = False
         self.session_changed = False
         self.watch_session = False
@@ -161,6 +152,7 @@ class Link(Results):
             and self.running_since is None
             and self.aio._waiter is None
             and self.cancelling is None
+            and not self._spoiled
         )
 
     @property
@@ -253,11 +245,12 @@ class Link(Results):
                 self._spoiled = self.status == IN_TRANSACTION
                 raise self._late
         except (psycopg2.Error, QueryTimeout) as error:
-            self._after(error)
-            if self.observer is not None:
-                self.observer.failed(self, sql, self._now() - begun, error)
+            self._failed(error, sql, self._now() - begun)
             check_size(cursor.query if self.closed else None)
             self._raise_ours(error, self._sent)
+            raise
+        except asyncio.CancelledError:
+            self._spoiled = in_transaction or self.status == IN_TRANSACTION
             raise
         finally:
             self.running_since = None
@@ -276,6 +269,11 @@ class Link(Results):
         if self.pgbouncer and (problem := needs_session(sql)) is not None:
             raise PoolScopeError(f"refused with pgbouncer=True: {problem}")
 
+    def _failed(self, error: Exception, sql: object, took: float) -> None:
+        self._after(error)
+        if self.observer is not None:
+            self.observer.failed(self, sql, took, error)
+
     def _unspoil(self, text: str, *, in_transaction: bool) -> None:
         if in_transaction:
             refuse_unless_rollback(text)
@@ -288,7 +286,10 @@ class Link(Results):
 
     def time_out(self, limit: float) -> None:
         """The statement in flight has had its ``limit`` seconds: cancel it on the server, or else close."""
-        if self._late is None:
+        waiter = self.aio._waiter
+        if waiter is not None and not waiter.done():
+            go_on(self.aio._weakref)  # where something has held up the loop, the answer may lie here since long
+        if self._late is None and not (waiter is not None and waiter.done()):
             self._late = QueryTimeout(f"the statement did not end within {limit:g} s")
             self._closing = self._loop.call_later(CANCEL_MARGIN, self.fail, self._late)
             self.cancel()
@@ -308,9 +309,10 @@ class Link(Results):
             raise ConnectionBusy(BUSY)
         self.running_since = self._now()
         aio = self.aio
+        abandoned = self.executing
         try:
             async with asyncio.timeout(SETTLE_LIMIT):
-                if self.raw.isexecuting():
+                if abandoned:
                     if self.cancelling is None:
                         self.cancel()
                     aio._waiter = waiter = self._loop.create_future()
@@ -325,6 +327,9 @@ class Link(Results):
         finally:
             self.running_since = None
             aio._waiter = None
+            self._spoiled = (self._spoiled or abandoned) and self.raw.get_transaction_status() == IN_TRANSACTION
+            if self._closing is not None:
+                self._wind_up(None)  # else the next statement would be late
 
     async def ping(self) -> None:
         """One round trip, or one of the errors of ``run``."""

@@ -27,13 +27,13 @@ __all__ = ("check_size", "named", "own_error", "refuse_unless_rollback")
 
 
 def refuse_unless_rollback(text: str) -> None:
-    """Raise TransactionFailed for whatever is no ROLLBACK: a statement before it has ended late."""
+    """Raise TransactionFailed for whatever is no ROLLBACK: a statement before it has ended late, or for nobody."""
     found = statements(text)
     if found and found[0][0] in {"ROLLBACK", "ABORT"}:
         return
     raise TransactionFailed(
-        "a statement in this transaction was cancelled for its time, and ended well all the same: what it has done is "
-        "rolled back. Let its QueryTimeout leave the transaction() block"
+        "a statement in this transaction was cancelled for its time, or with its task, and ended well all the same: "
+        "what it has done is rolled back. Let its QueryTimeout, or the cancellation, leave the transaction() block"
     )
 
 

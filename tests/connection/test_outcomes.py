@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +20,7 @@ from aiohttp_poolscope import (
     TransactionFailed,
     logs,
 )
+from aiohttp_poolscope.driver.link import CANCEL_MARGIN
 from aiohttp_poolscope.web import responses
 from tests.conftest import until
 from tests.kit.wire import Wire, wired_to
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 UNKNOWN, AWAY = OutcomeUnknown, DatabaseUnavailable
 INSERT = "INSERT INTO t VALUES (1)"
+DEAF = "DO $$ BEGIN PERFORM pg_sleep(60); EXCEPTION WHEN query_canceled THEN {}; END $$"
 EMPTY = 49
 """Bytes of the answer to a FETCH that finds nothing, with one column called put, and one of what comes next."""
 
@@ -244,11 +247,9 @@ async def test_success_after_our_cancel_is_none(make_scope: Any, database: Datab
         assert await db.fetchval("SELECT 42") == 42
 
 
-async def deaf(db: poolscope.ScopedConnection | poolscope.Transaction, sql: str) -> None:
+async def deaf(db: poolscope.ScopedConnection | poolscope.Transaction, text: str) -> None:
     """Run a statement that catches the server's cancel, and ends well after it."""
-    await db.execute(
-        "DO $$ BEGIN PERFORM pg_sleep(60); EXCEPTION WHEN query_canceled THEN " + sql + "; END $$", timeout=0.1
-    )
+    await db.execute(DEAF.format(text), timeout=0.1)
 
 
 async def test_late_success_fails_its_transaction(make_scope: Any, database: Database) -> None:
@@ -274,6 +275,88 @@ async def test_late_success_fails_its_transaction(make_scope: Any, database: Dat
                     await deaf(inner, INSERT)
             await tx.execute("INSERT INTO t VALUES (2)")
         assert database.sql("SELECT n FROM t") == [(2,)]
+
+
+def hold_up(seconds: float) -> None:
+    """Hold up the loop, soon."""
+    asyncio.get_running_loop().call_later(0.01, time.sleep, seconds)
+
+
+async def given_up(tx: poolscope.Transaction) -> None:
+    """Its answer lies here, unread, when its task is cancelled."""
+    hold_up(0.6)
+    async with asyncio.timeout(0.3):
+        await tx.execute("INSERT INTO t SELECT 1 FROM pg_sleep(0.1)")
+
+
+async def given_up_and_deaf(tx: poolscope.Transaction) -> None:
+    """It ends well after the cancel that the next statement sends."""
+    async with asyncio.timeout(0.1):
+        await tx.execute(DEAF.format(INSERT))
+
+
+@pytest.mark.parametrize("statement", [given_up, given_up_and_deaf])
+@pytest.mark.parametrize("further", [False, True])
+async def test_a_caught_cancellation_fails_its_transaction(
+    make_scope: Any, database: Database, statement: Any, *, further: bool
+) -> None:
+    """Whoever was told that a statement did not end does not commit it: not even when it has ended well."""
+    database.sql("CREATE TABLE t (n int)")
+
+    async def work(scope: poolscope.PoolScope) -> None:
+        async with scope.transaction() as tx:
+            with contextlib.suppress(TimeoutError):
+                await statement(tx)
+            if further:
+                await tx.execute(INSERT)
+
+    async with make_scope(maxsize=1) as scope:
+        with pytest.raises(TransactionFailed):
+            await work(scope)
+        assert database.sql("SELECT count(*) FROM t") == [(0,)]
+        async with scope.transaction() as tx:  # and a savepoint keeps the rest
+            with contextlib.suppress(TimeoutError):
+                async with tx.transaction() as inner:
+                    await statement(inner)
+            await tx.execute("INSERT INTO t VALUES (2)")
+        assert database.sql("SELECT n FROM t") == [(2,)]
+
+
+async def test_an_answer_that_came_in_time_is_not_late(make_scope: Any, database: Database) -> None:
+    """A loop that was held up finds the answer and the end of the time together: the answer counts."""
+    database.sql("CREATE TABLE t (n int)")
+    async with make_scope(maxsize=1) as scope:
+        hold_up(0.6)
+        assert await scope.execute("INSERT INTO t SELECT 1 FROM pg_sleep(0.1)", timeout=0.4) == "INSERT 0 1"
+
+
+async def test_the_time_of_an_abandoned_statement_is_its_own(make_scope: Any, database: Database) -> None:
+    """One that is over its time while the next waits for its end does not make that one late."""
+    database.sql("CREATE TABLE t (n int)")
+    async with make_scope(maxsize=1, pgbouncer=True, statement_timeout=0.3) as scope, scope.acquire() as db:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await db.execute(DEAF.format("PERFORM pg_sleep(0.5)"))
+        link = db._link_in_use()
+        asyncio.get_running_loop().call_later(0.4, link.time_out, 0.3)  # as the housekeeper does
+        assert await db.execute(INSERT) == "INSERT 0 1"
+        await asyncio.sleep(2 * CANCEL_MARGIN)
+        assert await db.fetchval("SELECT 42") == 42
+
+
+async def test_a_late_success_ends_with_its_transaction(make_scope: Any) -> None:
+    """The next lease of the connection hears nothing of it, though the transaction was ended by way of raw."""
+    async with make_scope(maxsize=1, reset="rollback") as scope:
+        async with scope.acquire() as db:
+            await db.execute("BEGIN")
+            with pytest.raises(QueryTimeout):
+                await db.execute(DEAF.format("NULL"), timeout=0.1)
+            async with db.raw.cursor() as cursor:
+                await cursor.execute("ROLLBACK")
+        async with scope.acquire() as db:
+            async with db.raw.cursor() as cursor:
+                await cursor.execute("BEGIN")
+            assert await db.fetchval("SELECT 42") == 42
 
 
 async def test_run_transaction_stops_at_an_unknown_commit(wire: Wire, make_scope: Any, database: Database) -> None:
