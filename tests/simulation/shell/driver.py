@@ -18,7 +18,7 @@ from psycopg2.extensions import POLL_OK, POLL_READ, TRANSACTION_STATUS_IDLE
 
 from aiohttp_poolscope.driver import Driver, Link
 
-from .server import Answer, Host, Session
+from .server import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from aiohttp_poolscope.clock import Clock
     from aiohttp_poolscope.config import PoolConfig
     from aiohttp_poolscope.driver.address import Target
+
+    from .network import Host
+    from .server import Answer
 
 __all__ = ("ModelDriver", "ModelLink", "Raw")
 

@@ -140,7 +140,7 @@ class _Draw:
             "max_lifetime": rng.choice([None, 1.0, 5.0, 1800.0]),
             "check_after_idle": rng.choice([0.0, 0.1, 1.0]),
             "keepalive": rng.choice([None, 1.0, 120.0]),
-            "reset": rng.choice(["rollback", "rollback", "full", "SELECT reset()"]),
+            "reset": rng.choice(["auto", "auto", "rollback", "full", "SELECT reset()"]),
             "leak_threshold": rng.choice([None, 0.5, 30.0]),
             "max_lease": rng.choice([None, None, 0.5, 2.0]),
             "breaker_failures": rng.choice([1, 3, 5]),
