@@ -54,6 +54,7 @@ class Answer:
     rows: list[tuple[Any, ...]] = field(default_factory=list)
     message: str = ""
     count: int = -1
+    columns: bool = False
     error: psycopg2.Error | None = None
     fatal: bool = False
 
@@ -75,7 +76,7 @@ class Session:
         host.wires[self.wire] = self
         self.status = IDLE
         self.writes: list[Write] = []
-        self.marks: list[tuple[str, int]] = []
+        self.marks: list[tuple[str, int, frozenset[str]]] = []
         self.cursors: dict[str, list[tuple[Any, ...]]] = {}
         self.owner: str | None = None
         self.ended = False
@@ -100,7 +101,7 @@ class Session:
         if doom == "before":
             self.die()
             return
-        sleep = SLEEP.search(sql)
+        sleep = None if self.status == FAILED else SLEEP.search(sql)
         takes = float(sleep[1]) if sleep else GRID * round(host.rng.randint(0, 2) * host.slowness)
         self._running = (sql, tag, doom == "after")
         self._timers = [loop.call_later(takes, self._done)]
@@ -243,7 +244,9 @@ class Session:
     def _on_rollback(self, sql: str, tag: str | None) -> Answer:
         if sql.upper().startswith("ROLLBACK TO"):
             at = self._mark(sql)
-            del self.writes[self.marks[at][1] :], self.marks[at + 1 :]
+            _, writes, cursors = self.marks[at]
+            del self.writes[writes:], self.marks[at + 1 :]
+            self.cursors = {name: rows for name, rows in self.cursors.items() if name in cursors}
             self.status = IN_TRANSACTION
         else:
             self._over()
@@ -255,7 +258,7 @@ class Session:
     def _on_savepoint(self, sql: str, tag: str | None) -> Answer:
         if self.status == IDLE:
             raise error(pg.NoActiveSqlTransaction, "25P01", "SAVEPOINT can only be used in transaction blocks")
-        self.marks.append((sql.rsplit(maxsplit=1)[-1], len(self.writes)))
+        self.marks.append((sql.rsplit(maxsplit=1)[-1], len(self.writes), frozenset(self.cursors)))
         return Answer(self.status, message="SAVEPOINT")
 
     def _on_release(self, sql: str, tag: str | None) -> Answer:
@@ -263,6 +266,8 @@ class Session:
         return Answer(self.status, message="RELEASE")
 
     def _mark(self, sql: str) -> int:
+        if self.status == IDLE:
+            raise error(pg.NoActiveSqlTransaction, "25P01", "this can only be used in transaction blocks")
         name = sql.rsplit(maxsplit=1)[-1]
         for at in range(len(self.marks) - 1, -1, -1):
             if self.marks[at][0] == name:
@@ -272,8 +277,10 @@ class Session:
     def _on_declare(self, sql: str, tag: str | None) -> Answer:
         if self.status == IDLE:
             raise error(pg.NoActiveSqlTransaction, "25P01", "DECLARE CURSOR can only be used in transaction blocks")
-        found = ROWS.search(sql)
-        self.cursors[sql.split()[1]] = [(n,) for n in range(1, int(found[1]) + 1)] if found else [(1,)]
+        found, name = ROWS.search(sql), sql.split()[1]
+        if name in self.cursors:
+            raise error(pg.DuplicateCursor, "42P03", f'cursor "{name}" already exists')
+        self.cursors[name] = [(n,) for n in range(1, int(found[1]) + 1)] if found else [(1,)]
         return Answer(self.status, message="DECLARE CURSOR")
 
     def _on_fetch(self, sql: str, tag: str | None) -> Answer:
@@ -282,7 +289,7 @@ class Session:
             raise error(pg.InvalidCursorName, "34000", "cursor does not exist")
         rows, wanted = self.cursors[match[2]], int(match[1])
         found, rows[:wanted] = rows[:wanted], []
-        return Answer(self.status, found, f"FETCH {len(found)}", len(found))
+        return Answer(self.status, found, f"FETCH {len(found)}", len(found), columns=True)
 
     def _on_close(self, sql: str, tag: str | None) -> Answer:
         if self.cursors.pop(sql.split()[1], None) is None:
@@ -319,6 +326,8 @@ class Session:
             rows = [(self.host.standby,)]
         elif "max_connections" in sql:
             rows = [(100, 3, 0, -1, -1, 0)]
+        elif SLEEP.search(sql):
+            rows = [("",)]
         elif match := ROWS.search(sql):
             rows = [(n,) for n in range(1, int(match[1]) + 1)]
-        return Answer(self.status, rows, f"SELECT {len(rows)}", len(rows))
+        return Answer(self.status, rows, f"SELECT {len(rows)}", len(rows), columns=True)
