@@ -44,7 +44,8 @@ STATEMENTS = (
     "FETCH FORWARD 2 FROM rows",
     "CLOSE rows",
     "DISCARD ALL",
-    "SET search_path = public",
+    "SET my.own = '{tag}'",
+    "SELECT coalesce(current_setting('my.own', true), '')",
     "SELECT generate_series(1, 3)",
 )
 
@@ -238,6 +239,8 @@ class _Accidents:
 
 async def _begun(opened: Link, seconds: float) -> asyncio.Task[None]:
     """A statement that runs; or one that has failed at once."""
+    if opened.executing and not opened.closed:
+        await opened.cancel_and_wait()  # so that it is this one that is seen to run
     task = asyncio.get_running_loop().create_task(opened.run(opened.cursor(), f"SELECT pg_sleep({seconds})"))
     await _until(lambda: task.done() or (opened.executing and opened.cancelling is None))
     await asyncio.sleep(0.03)

@@ -66,7 +66,7 @@ class Plan:
         )
 
 
-SIMPLE = ("fetch", "fetch", "sleep", "sleep", "slow", "slow", "cursor", "stream", "error", "release", "write")
+SIMPLE = ("fetch", "fetch", "sleep", "sleep", "slow", "slow", "cursor", "stream", "error", "release", "write", "set")
 NESTED = ("tx", "tx", "tx", "nest", "nest", "try", "swallow", "both", "spawn", "retry", "shield")
 RARE = ("raise", "begin", "leak", "conflict", "trouble", "check", "expire", "many", "raw", "late")
 """What a handler may do: as often as it stands here."""

@@ -32,6 +32,7 @@ __all__ = ("Answer", "Session", "Write", "error")
 SLEEP = re.compile(r"pg_sleep\(([\d.]+)\)")
 INSERT = re.compile(r"INSERT INTO visits VALUES \('([^']+)', (\d+)\)")
 ROWS = re.compile(r"generate_series\(1, (\d+)\)")
+COMMENT = re.compile(r"/\*.*?\*/")
 UNSTOPPABLE = re.compile(r"BEGIN$|ROLLBACK")
 """Statements that are over before anybody could cancel them."""
 
@@ -76,7 +77,9 @@ class Session:
         host.wires[self.wire] = self
         self.status = IDLE
         self.writes: list[Write] = []
-        self.marks: list[tuple[str, int, frozenset[str]]] = []
+        self.marks: list[tuple[str, int, frozenset[str], dict[str, str]]] = []
+        self.settings: dict[str, str] = {}
+        self._settings_before: dict[str, str] = {}
         self.cursors: dict[str, list[tuple[Any, ...]]] = {}
         self.owner: str | None = None
         self.ended = False
@@ -146,7 +149,7 @@ class Session:
         over = self._running is not None and self._running[0].startswith("COMMIT")
         self._stop()
         if over:
-            self._over()
+            self._over(undone=True)
         if self.client_left:
             self.end()
         else:
@@ -207,7 +210,7 @@ class Session:
 
     def _run(self, sql: str, tag: str | None) -> Answer:
         answer = Answer(self.status)
-        for command in sql.split(";"):
+        for command in COMMENT.sub("", sql).split(";"):
             if command := command.strip():
                 answer = self._command(command, tag)
         return answer
@@ -232,33 +235,37 @@ class Session:
     def _on_begin(self, sql: str, tag: str | None) -> Answer:
         if self.status == IDLE:
             self.status, self.owner = IN_TRANSACTION, tag
+            self._settings_before = dict(self.settings)
         return Answer(self.status, message="BEGIN")
 
     def _on_commit(self, sql: str, tag: str | None) -> Answer:
         failed = self.status == FAILED
         if not failed:
             self.host.rows += self.writes
-        self._over()
+        self._over(undone=failed)
         return Answer(IDLE, message="ROLLBACK" if failed else "COMMIT")
 
     def _on_rollback(self, sql: str, tag: str | None) -> Answer:
         if sql.upper().startswith("ROLLBACK TO"):
             at = self._mark(sql)
-            _, writes, cursors = self.marks[at]
+            _, writes, cursors, settings = self.marks[at]
+            self.settings = dict(settings)
             del self.writes[writes:], self.marks[at + 1 :]
             self.cursors = {name: rows for name, rows in self.cursors.items() if name in cursors}
             self.status = IN_TRANSACTION
         else:
-            self._over()
+            self._over(undone=self.status != IDLE)
         return Answer(self.status, message="ROLLBACK")
 
-    def _over(self) -> None:
+    def _over(self, *, undone: bool) -> None:
+        if undone:
+            self.settings = self._settings_before
         self.status, self.owner, self.writes, self.marks, self.cursors = IDLE, None, [], [], {}
 
     def _on_savepoint(self, sql: str, tag: str | None) -> Answer:
         if self.status == IDLE:
             raise error(pg.NoActiveSqlTransaction, "25P01", "SAVEPOINT can only be used in transaction blocks")
-        self.marks.append((sql.rsplit(maxsplit=1)[-1], len(self.writes), frozenset(self.cursors)))
+        self.marks.append((sql.rsplit(maxsplit=1)[-1], len(self.writes), frozenset(self.cursors), dict(self.settings)))
         return Answer(self.status, message="SAVEPOINT")
 
     def _on_release(self, sql: str, tag: str | None) -> Answer:
@@ -299,9 +306,12 @@ class Session:
     def _on_discard(self, sql: str, tag: str | None) -> Answer:
         if self.status != IDLE:
             raise error(pg.ActiveSqlTransaction, "25001", "DISCARD ALL cannot run inside a transaction block")
+        self.settings.clear()
         return Answer(self.status, message="DISCARD ALL")
 
     def _on_set(self, sql: str, tag: str | None) -> Answer:
+        name, _, value = sql[4:].partition(" = ")
+        self.settings[name] = value.strip("' ")
         return Answer(self.status, message="SET")
 
     def _on_insert(self, sql: str, tag: str | None) -> Answer:
@@ -326,6 +336,8 @@ class Session:
             rows = [(self.host.standby,)]
         elif "max_connections" in sql:
             rows = [(100, 3, 0, -1, -1, 0)]
+        elif "current_setting('my.own'" in sql:
+            rows = [(self.settings.get("my.own", ""),)]
         elif SLEEP.search(sql):
             rows = [("",)]
         elif match := ROWS.search(sql):
