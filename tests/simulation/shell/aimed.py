@@ -94,6 +94,14 @@ SCENARIOS: dict[str, Plan] = {
             minsize=2,
         ),
         _plan(
+            "sessions",
+            ("a", 0.1, "", (("set",), ("fetch",))),
+            ("b", 0.1, "", (("tx", (("set",), ("fetch",)), "commit"),)),
+            ("c", 0.11, "", (("fetch",), ("sleep", 0.02), ("release",), ("fetch",))),
+            maxsize=1,
+            reset="auto",
+        ),
+        _plan(
             "left behind",
             ("a", 0.1, "", (("spawn", (("slow", 0.05, None), ("fetch",))), ("sleep", 0.01))),
             ("b", 0.1, "", (("swallow", (("slow", 0.05, None),)), ("late", (("sleep", 0.02),)))),

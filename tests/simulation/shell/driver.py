@@ -18,7 +18,7 @@ from psycopg2.extensions import POLL_OK, POLL_READ, TRANSACTION_STATUS_IDLE
 
 from aiohttp_poolscope.driver import Driver, Link
 
-from .server import Answer, Host, Session
+from .server import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from aiohttp_poolscope.clock import Clock
     from aiohttp_poolscope.config import PoolConfig
     from aiohttp_poolscope.driver.address import Target
+
+    from .network import Host
+    from .server import Answer
 
 __all__ = ("ModelDriver", "ModelLink", "Raw")
 
@@ -52,7 +55,7 @@ class Cursor:
         self.arraysize = 1
         self.query: bytes | None = None
         self._raw = raw
-        self._rows: list[tuple[Any, ...]] = []
+        self._rows: list[tuple[Any, ...]] | None = None
 
     def execute(self, sql: str | bytes, params: Any = None) -> None:
         """Send it. cursor_type.c: EXC_IF_CURS_CLOSED, EXC_IF_CURS_ASYNC."""
@@ -74,27 +77,26 @@ class Cursor:
 
     def take(self, answer: Answer) -> None:
         """The answer has arrived: pq_fetch()."""
-        self._rows, self.rowcount, self.rownumber = list(answer.rows), answer.count, 0
+        self._rows = list(answer.rows) if answer.columns else None
+        self.rowcount, self.rownumber = answer.count, 0
         self.statusmessage = answer.message
         if answer.error is not None:
             raise answer.error
 
     def fetchone(self) -> Any:
-        """cursor_type.c: EXC_IF_CURS_CLOSED, EXC_IF_ASYNC_IN_PROGRESS."""
-        self._readable()
-        return self._rows.pop(0) if self._rows else None
+        """cursor_type.c: EXC_IF_CURS_CLOSED, EXC_IF_ASYNC_IN_PROGRESS, EXC_IF_NO_TUPLES."""
+        rows = self._readable()
+        return rows.pop(0) if rows else None
 
     def fetchmany(self, size: int) -> list[Any]:
         """As fetchone()."""
-        self._readable()
-        taken, self._rows[:size] = self._rows[:size], []
+        rows = self._readable()
+        taken, rows[:size] = rows[:size], []
         return taken
 
     def fetchall(self) -> list[Any]:
         """As fetchone()."""
-        self._readable()
-        taken, self._rows = self._rows, []
-        return taken
+        return self.fetchmany(len(self._readable()))
 
     def close(self) -> None:
         """Harmless when repeated."""
@@ -106,10 +108,13 @@ class Cursor:
         if self._raw.closed:
             raise psycopg2.InterfaceError("connection already closed")
 
-    def _readable(self) -> None:
+    def _readable(self) -> list[tuple[Any, ...]]:
         self._check()
         if self._raw.cursor_in_use is not None:
             raise psycopg2.ProgrammingError("fetch cannot be used while an asynchronous query is underway")
+        if self._rows is None:
+            raise psycopg2.ProgrammingError("no results to fetch")
+        return self._rows
 
 
 class Raw:

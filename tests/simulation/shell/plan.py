@@ -66,7 +66,7 @@ class Plan:
         )
 
 
-SIMPLE = ("fetch", "fetch", "sleep", "sleep", "slow", "slow", "cursor", "stream", "error", "release", "write")
+SIMPLE = ("fetch", "fetch", "sleep", "sleep", "slow", "slow", "cursor", "stream", "error", "release", "write", "set")
 NESTED = ("tx", "tx", "tx", "nest", "nest", "try", "swallow", "both", "spawn", "retry", "shield")
 RARE = ("raise", "begin", "leak", "conflict", "trouble", "check", "expire", "many", "raw", "late")
 """What a handler may do: as often as it stands here."""
@@ -140,7 +140,7 @@ class _Draw:
             "max_lifetime": rng.choice([None, 1.0, 5.0, 1800.0]),
             "check_after_idle": rng.choice([0.0, 0.1, 1.0]),
             "keepalive": rng.choice([None, 1.0, 120.0]),
-            "reset": rng.choice(["rollback", "rollback", "full", "SELECT reset()"]),
+            "reset": rng.choice(["auto", "auto", "rollback", "full", "SELECT reset()"]),
             "leak_threshold": rng.choice([None, 0.5, 30.0]),
             "max_lease": rng.choice([None, None, 0.5, 2.0]),
             "breaker_failures": rng.choice([1, 3, 5]),

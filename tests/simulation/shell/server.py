@@ -1,4 +1,4 @@
-"""A modelled PostgreSQL: sessions with transactions, rows that know which request wrote them, and faults.
+"""A modelled PostgreSQL: sessions with transactions, and rows that know which request wrote them.
 
 Its rules are PostgreSQL's as far as a pool can see them. ``test_faithful.py`` plays the same statements and accidents
 against a real one, and compares.
@@ -6,7 +6,6 @@ against a real one, and compares.
 
 from __future__ import annotations
 
-import collections
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -23,20 +22,17 @@ from psycopg2.extensions import (
     TRANSACTION_STATUS_INTRANS as IN_TRANSACTION,
 )
 
+from .network import GRID, Wire
+
 if TYPE_CHECKING:
-    import random
-    from collections.abc import Callable
+    from .network import Host
 
-    from .loop import Loop
-
-__all__ = ("Answer", "Host", "Session", "Wire", "Write", "error")
-
-GRID = 0.001
-"""Seconds that all delays are multiples of, so that many things happen in one instant."""
+__all__ = ("Answer", "Session", "Write", "error")
 
 SLEEP = re.compile(r"pg_sleep\(([\d.]+)\)")
 INSERT = re.compile(r"INSERT INTO visits VALUES \('([^']+)', (\d+)\)")
 ROWS = re.compile(r"generate_series\(1, (\d+)\)")
+COMMENT = re.compile(r"/\*.*?\*/")
 UNSTOPPABLE = re.compile(r"BEGIN$|ROLLBACK")
 """Statements that are over before anybody could cancel them."""
 
@@ -59,6 +55,7 @@ class Answer:
     rows: list[tuple[Any, ...]] = field(default_factory=list)
     message: str = ""
     count: int = -1
+    columns: bool = False
     error: psycopg2.Error | None = None
     fatal: bool = False
 
@@ -68,124 +65,6 @@ def error(kind: type[psycopg2.Error], code: str, words: str) -> psycopg2.Error:
     made = kind(words)
     made.__setstate__({"pgcode": code, "pgerror": words})  # type: ignore[attr-defined]
     return made
-
-
-class Wire:
-    """A connection's two directions. What is sent arrives in order, after a while, unless the network is silent."""
-
-    def __init__(self, host: Host, lost: Callable[[], object]) -> None:
-        self.host = host
-        self.silent = host.silent
-        self._lost = lost
-        self._ways: tuple[collections.deque[Any], collections.deque[Any]] = (collections.deque(), collections.deque())
-        self._last = [0.0, 0.0]
-        self._held: list[int] = []
-        self._forgotten = False
-
-    def send(self, way: int, deliver: Callable[..., object], *args: Any) -> None:
-        """Up (0) or down (1)."""
-        if self._forgotten:
-            deliver, args, way = self._lost, (), 1
-        loop = self.host.loop
-        self._last[way] = at = max(self._last[way], loop.time() + self.host.delay())
-        self._ways[way].append((deliver, args))
-        loop.call_at(at, self._arrive, way)
-
-    def _arrive(self, way: int) -> None:
-        if self.silent:
-            self._held.append(way)
-        elif self._ways[way]:
-            deliver, args = self._ways[way].popleft()
-            deliver(*args)
-
-    def speak(self) -> None:
-        """The network is back: what was sent meanwhile arrives now."""
-        self.silent = False
-        held, self._held = self._held, []
-        for way in held:
-            self._arrive(way)
-
-    def forget(self) -> None:
-        """A firewall has dropped it: what is sent from now on is answered with a reset, and so is what was."""
-        sent = self._ways[0] or self._held
-        self.silent, self._held = False, []
-        self._forgotten = True
-        self._ways = (collections.deque(), collections.deque())
-        if sent:
-            self.send(1, self._lost)
-
-    def notice(self) -> None:
-        """TCP's keepalive: a client that only waits for an answer learns that it is gone, in the end."""
-        if self._forgotten:
-            self.send(1, self._lost)
-
-
-class Host:
-    """One server: where connections lead to. ``standby`` takes no writes; ``rows`` are those of the whole cluster."""
-
-    def __init__(self, name: str, loop: Loop, rng: random.Random, rows: list[Write], *, standby: bool = False) -> None:
-        self.name = name
-        self.loop = loop
-        self.rng = rng
-        self.rows = rows
-        self.standby = standby
-        self.sessions: dict[Session, None] = {}
-        self.wires: dict[Wire, Session] = {}
-        self.limit = 100
-        self.refusing = False
-        self.hanging = False
-        self.silent = False
-        self.slowness = 1.0
-        self.check_interval: float | None = None
-        self.statement_timeout: float | None = None
-        self.idle_in_transaction_timeout: float | None = None
-        self.deaths: list[tuple[str, str]] = []
-        self.findings: list[str] = []
-        self.statements = 0
-
-    def delay(self) -> float:
-        """Seconds that a message is under way: few, now and then many."""
-        most = 30 if self.rng.random() < 0.02 else 3
-        return GRID * round(self.rng.randint(0, most) * self.slowness)
-
-    def die(self) -> None:
-        """Every session ends."""
-        for session in list(self.sessions):
-            session.die()
-
-    def silence(self) -> None:
-        """Nothing arrives any more, in either direction."""
-        self.silent = True
-        for wire in self.wires:
-            wire.silent = True
-
-    def speak(self, *, forgotten: bool) -> None:
-        """The network is back. ``forgotten``: the connections that were open are not: a firewall has dropped them."""
-        self.silent = False
-        for wire, session in list(self.wires.items()):
-            if wire.silent and forgotten:
-                session.end()
-                wire.forget()
-            elif wire.silent:
-                wire.speak()
-
-    def heal(self) -> None:
-        """All is well again."""
-        self.refusing = self.hanging = False
-        self.slowness, self.limit = 1.0, 100
-        self.deaths.clear()
-        if self.silent:
-            self.speak(forgotten=True)
-        for wire in self.wires:
-            wire.notice()
-
-    def doomed(self, sql: str) -> str | None:
-        """How the session dies over this statement, if it does: "before" it is executed, or "after"."""
-        for death in self.deaths:
-            if death[1] in sql:
-                self.deaths.remove(death)
-                return death[0]
-        return None
 
 
 class Session:
@@ -198,7 +77,9 @@ class Session:
         host.wires[self.wire] = self
         self.status = IDLE
         self.writes: list[Write] = []
-        self.marks: list[tuple[str, int]] = []
+        self.marks: list[tuple[str, int, frozenset[str], dict[str, str]]] = []
+        self.settings: dict[str, str] = {}
+        self._settings_before: dict[str, str] = {}
         self.cursors: dict[str, list[tuple[Any, ...]]] = {}
         self.owner: str | None = None
         self.ended = False
@@ -223,7 +104,7 @@ class Session:
         if doom == "before":
             self.die()
             return
-        sleep = SLEEP.search(sql)
+        sleep = None if self.status == FAILED else SLEEP.search(sql)
         takes = float(sleep[1]) if sleep else GRID * round(host.rng.randint(0, 2) * host.slowness)
         self._running = (sql, tag, doom == "after")
         self._timers = [loop.call_later(takes, self._done)]
@@ -268,7 +149,7 @@ class Session:
         over = self._running is not None and self._running[0].startswith("COMMIT")
         self._stop()
         if over:
-            self._over()
+            self._over(undone=True)
         if self.client_left:
             self.end()
         else:
@@ -329,7 +210,7 @@ class Session:
 
     def _run(self, sql: str, tag: str | None) -> Answer:
         answer = Answer(self.status)
-        for command in sql.split(";"):
+        for command in COMMENT.sub("", sql).split(";"):
             if command := command.strip():
                 answer = self._command(command, tag)
         return answer
@@ -354,31 +235,37 @@ class Session:
     def _on_begin(self, sql: str, tag: str | None) -> Answer:
         if self.status == IDLE:
             self.status, self.owner = IN_TRANSACTION, tag
+            self._settings_before = dict(self.settings)
         return Answer(self.status, message="BEGIN")
 
     def _on_commit(self, sql: str, tag: str | None) -> Answer:
         failed = self.status == FAILED
         if not failed:
             self.host.rows += self.writes
-        self._over()
+        self._over(undone=failed)
         return Answer(IDLE, message="ROLLBACK" if failed else "COMMIT")
 
     def _on_rollback(self, sql: str, tag: str | None) -> Answer:
         if sql.upper().startswith("ROLLBACK TO"):
             at = self._mark(sql)
-            del self.writes[self.marks[at][1] :], self.marks[at + 1 :]
+            _, writes, cursors, settings = self.marks[at]
+            self.settings = dict(settings)
+            del self.writes[writes:], self.marks[at + 1 :]
+            self.cursors = {name: rows for name, rows in self.cursors.items() if name in cursors}
             self.status = IN_TRANSACTION
         else:
-            self._over()
+            self._over(undone=self.status != IDLE)
         return Answer(self.status, message="ROLLBACK")
 
-    def _over(self) -> None:
+    def _over(self, *, undone: bool) -> None:
+        if undone:
+            self.settings = self._settings_before
         self.status, self.owner, self.writes, self.marks, self.cursors = IDLE, None, [], [], {}
 
     def _on_savepoint(self, sql: str, tag: str | None) -> Answer:
         if self.status == IDLE:
             raise error(pg.NoActiveSqlTransaction, "25P01", "SAVEPOINT can only be used in transaction blocks")
-        self.marks.append((sql.rsplit(maxsplit=1)[-1], len(self.writes)))
+        self.marks.append((sql.rsplit(maxsplit=1)[-1], len(self.writes), frozenset(self.cursors), dict(self.settings)))
         return Answer(self.status, message="SAVEPOINT")
 
     def _on_release(self, sql: str, tag: str | None) -> Answer:
@@ -386,6 +273,8 @@ class Session:
         return Answer(self.status, message="RELEASE")
 
     def _mark(self, sql: str) -> int:
+        if self.status == IDLE:
+            raise error(pg.NoActiveSqlTransaction, "25P01", "this can only be used in transaction blocks")
         name = sql.rsplit(maxsplit=1)[-1]
         for at in range(len(self.marks) - 1, -1, -1):
             if self.marks[at][0] == name:
@@ -395,8 +284,10 @@ class Session:
     def _on_declare(self, sql: str, tag: str | None) -> Answer:
         if self.status == IDLE:
             raise error(pg.NoActiveSqlTransaction, "25P01", "DECLARE CURSOR can only be used in transaction blocks")
-        found = ROWS.search(sql)
-        self.cursors[sql.split()[1]] = [(n,) for n in range(1, int(found[1]) + 1)] if found else [(1,)]
+        found, name = ROWS.search(sql), sql.split()[1]
+        if name in self.cursors:
+            raise error(pg.DuplicateCursor, "42P03", f'cursor "{name}" already exists')
+        self.cursors[name] = [(n,) for n in range(1, int(found[1]) + 1)] if found else [(1,)]
         return Answer(self.status, message="DECLARE CURSOR")
 
     def _on_fetch(self, sql: str, tag: str | None) -> Answer:
@@ -405,7 +296,7 @@ class Session:
             raise error(pg.InvalidCursorName, "34000", "cursor does not exist")
         rows, wanted = self.cursors[match[2]], int(match[1])
         found, rows[:wanted] = rows[:wanted], []
-        return Answer(self.status, found, f"FETCH {len(found)}", len(found))
+        return Answer(self.status, found, f"FETCH {len(found)}", len(found), columns=True)
 
     def _on_close(self, sql: str, tag: str | None) -> Answer:
         if self.cursors.pop(sql.split()[1], None) is None:
@@ -415,9 +306,12 @@ class Session:
     def _on_discard(self, sql: str, tag: str | None) -> Answer:
         if self.status != IDLE:
             raise error(pg.ActiveSqlTransaction, "25001", "DISCARD ALL cannot run inside a transaction block")
+        self.settings.clear()
         return Answer(self.status, message="DISCARD ALL")
 
     def _on_set(self, sql: str, tag: str | None) -> Answer:
+        name, _, value = sql[4:].partition(" = ")
+        self.settings[name] = value.strip("' ")
         return Answer(self.status, message="SET")
 
     def _on_insert(self, sql: str, tag: str | None) -> Answer:
@@ -442,6 +336,10 @@ class Session:
             rows = [(self.host.standby,)]
         elif "max_connections" in sql:
             rows = [(100, 3, 0, -1, -1, 0)]
+        elif "current_setting('my.own'" in sql:
+            rows = [(self.settings.get("my.own", ""),)]
+        elif SLEEP.search(sql):
+            rows = [("",)]
         elif match := ROWS.search(sql):
             rows = [(n,) for n in range(1, int(match[1]) + 1)]
-        return Answer(self.status, rows, f"SELECT {len(rows)}", len(rows))
+        return Answer(self.status, rows, f"SELECT {len(rows)}", len(rows), columns=True)

@@ -24,9 +24,10 @@ from tests.kit.audit import left_behind
 from . import checks
 from .checks import Finding
 from .driver import ModelDriver, Raw
+from .faults import Faults
 from .loop import Clock, Loop, Stuck
-from .plan import OTHER, Fault, Plan, Visit
-from .server import Host, Write
+from .network import Host
+from .plan import Fault, Plan, Visit
 from .visitors import Visitor
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
     from aiohttp_poolscope.config import PoolConfig
     from aiohttp_poolscope.pool import Lifecycle
+
+    from .server import Write
 
 __all__ = ("Result", "World")
 
@@ -76,7 +79,6 @@ class World:
         self.runs: list[Lifecycle] = []
         self.drivers: list[ModelDriver] = []
         self.rows: list[Write] = []
-        self.hook_trouble: str | None = None
         self.app: web.Application | None = None
         self.draining: asyncio.Task[None] | None = None
         self.busy = 0
@@ -88,8 +90,8 @@ class World:
         names = [name for name, _ in plan.hosts]
         self.hosts = [Host(name, self.loop, self._rng, self.rows, standby=standby) for name, standby in plan.hosts]
         dsn = f"postgresql://simulated@{','.join(names)}/simulated?sslmode=disable"
-        hooks = {name: getattr(self, f"_{name}") for name in plan.hooks}
-        self.scope = PoolScope(dsn, **plan.settings, **hooks)
+        self.faults = Faults(self)
+        self.scope = PoolScope(dsn, **plan.settings, **self.faults.hooks(plan.hooks))
         self.scope._clock = self.clock
         for host in self.hosts:
             host.check_interval = self.scope.config.abandon_interval
@@ -205,6 +207,11 @@ class World:
         task = self.loop.create_task(work, name=tag, context=context)
         self.tasks.append(task)
         return task
+
+    def shut_down_early(self) -> None:
+        """While all is going on."""
+        if self.draining is None and self.scope.state == "serving":
+            self.draining = self._spawn(self._shut_down(), "shutdown")
 
     # around each step
 
@@ -338,117 +345,11 @@ class World:
 
     def _happens(self, fault: Fault) -> None:
         self.say(f"{fault.what} {fault.arguments}")
-        getattr(self, f"_on_{fault.what}")(*fault.arguments)
-
-    def _for(self, seconds: float, end: Callable[[], object]) -> None:
-        self.loop.call_later(seconds, end)
-
-    def _on_leave(self, tag: str) -> None:
-        visitor = self.visitors.get(tag)
-        if visitor is not None and visitor.task is not None and not visitor.task.done():
-            visitor.request.lose_client()
-            if self.plan.handler_cancellation and visitor.visit.method is not None:
-                visitor.task.cancel()
-
-    def _on_cancel(self, tag: str) -> None:
-        visitor = self.visitors.get(tag)
-        if visitor is not None and visitor.task is not None:
-            visitor.task.cancel()
-
-    def _on_refuse(self, lasts: float) -> None:
-        for host in self.hosts:
-            host.refusing = True
-            host.die()
-            self._for(lasts, lambda host=host: setattr(host, "refusing", False))  # type: ignore[misc]
-
-    def _on_hang(self, lasts: float) -> None:
-        for host in self.hosts:
-            host.hanging = True
-            self._for(lasts, lambda host=host: setattr(host, "hanging", False))  # type: ignore[misc]
-
-    def _on_silent(self, lasts: float, forgotten: bool) -> None:
-        for host in self.hosts:
-            host.silence()
-            self._for(lasts, lambda host=host: host.speak(forgotten=forgotten))  # type: ignore[misc]
-
-    def _on_slow(self, lasts: float, factor: float) -> None:
-        for host in self.hosts:
-            host.slowness = factor
-            self._for(lasts, lambda host=host: setattr(host, "slowness", 1.0))  # type: ignore[misc]
-
-    def _on_full(self, lasts: float, limit: int) -> None:
-        for host in self.hosts:
-            host.limit = limit
-            self._for(lasts, lambda host=host: setattr(host, "limit", 100))  # type: ignore[misc]
-
-    def _on_die(self, number: int | None = None) -> None:
-        for host in self.hosts:
-            for session in list(host.sessions)[number : None if number is None else number + 1]:
-                session.die()
-
-    def _on_doom(self, how: str, word: str) -> None:
-        for host in self.hosts:
-            host.deaths.append((how, word))
-
-    def _on_promote(self) -> None:
-        """The two change roles, and their connections live on."""
-        for host in self.hosts:
-            host.standby = not host.standby
-
-    def _on_failover(self, lasts: float) -> None:
-        """The primary is gone, the standby is promoted; later the old one comes back as a standby."""
-        gone = next((host for host in self.hosts if not host.standby), self.hosts[0])
-        gone.refusing = gone.standby = True
-        gone.die()
-        for host in self.hosts:
-            if host is not gone:
-                host.standby = False
-        self._for(lasts, lambda: setattr(gone, "refusing", False))
-
-    def _on_expire(self) -> None:
-        if self.scope.state == "serving":
-            self.scope.expire()
-
-    def _on_drain(self) -> None:
-        if self.draining is None and self.scope.state == "serving":
-            self.draining = self._spawn(self._shut_down(), "shutdown")
-
-    def _on_hook(self, lasts: float, how: str) -> None:
-        self.hook_trouble = how
-        self._for(lasts, lambda: setattr(self, "hook_trouble", None))
+        getattr(self.faults, fault.what)(*fault.arguments)
 
     def _healed(self) -> None:
         self.say("all is well")
-        self.hook_trouble = None
-        for host in self.hosts:
-            host.heal()
-            host.standby = host.name == OTHER
-
-    async def _on_connect(self, db: Any) -> None:
-        await self._hook(db)
-
-    async def _on_acquire(self, db: Any) -> None:
-        await self._hook(db)
-
-    async def _on_release(self, db: Any) -> None:
-        await self._hook(db)
-
-    async def _hook(self, db: Any) -> None:
-        trouble = self.hook_trouble
-        if trouble == "fail":
-            raise RuntimeError("a hook fails")
-        if trouble == "hang":
-            await asyncio.sleep(10.0)
-        if trouble == "cancel":
-            raise asyncio.CancelledError
-        if trouble == "release":
-            db.release()
-            return
-        await db.execute("SET search_path = public")
-        if trouble == "open":
-            await db.execute("BEGIN")
-        if trouble == "slow":
-            await asyncio.sleep(0.3)
+        self.faults.heal()
 
 
 class _Heard(logging.Handler):
