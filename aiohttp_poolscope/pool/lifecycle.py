@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from aiohttp_poolscope.capacity.limits import LIMITS, Limits, overdrawn
 from aiohttp_poolscope.clock import SYSTEM
 from aiohttp_poolscope.driver import DatabaseError, Driver
-from aiohttp_poolscope.errors import ConfigError, QueryTimeout
+from aiohttp_poolscope.errors import ConfigError, DatabaseUnavailable, OutcomeUnknown, QueryTimeout
 from aiohttp_poolscope.events import DrainFinished, DrainStarted
 from aiohttp_poolscope.gate import SlotState
 from aiohttp_poolscope.stats import PoolStats
@@ -147,6 +147,8 @@ class Lifecycle:
         except (DatabaseError, QueryTimeout) as error:
             said = " ".join(str(error).split())
             raise ConfigError(f"pool {self.pool.key!r}: reset={config.reset!r} fails: {said}") from error
+        except OutcomeUnknown as error:  # nobody's request is in doubt: there is no database, as for any start
+            raise DatabaseUnavailable(str(error)) from error
 
     async def _check_budget(self) -> None:
         config = self._config
