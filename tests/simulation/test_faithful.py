@@ -64,6 +64,9 @@ class Side(Protocol):
     def kill(self, opened: Link) -> None:
         """The server ends its session."""
 
+    def works(self, opened: Link) -> bool:
+        """Whether the server is at a statement of it: a cancel that came before would be in vain."""
+
     def rows(self, tag: str) -> list[int]:
         """What is in the table."""
 
@@ -80,6 +83,10 @@ class Real:
 
     def kill(self, opened: Link) -> None:
         self._database.sql("SELECT pg_terminate_backend(%s)", opened.raw.info.backend_pid)
+
+    def works(self, opened: Link) -> bool:
+        sleeping = "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND state = 'active' AND query ~ 'pg_sleep'"
+        return bool(self._database.sql(sleeping, opened.raw.info.backend_pid))
 
     def rows(self, tag: str) -> list[int]:
         return [n for (n,) in self._database.sql("SELECT n FROM visits WHERE tag = %s ORDER BY n", tag)]
@@ -101,6 +108,9 @@ class Model:
 
     def kill(self, opened: Link) -> None:
         opened.raw.session.die()
+
+    def works(self, opened: Link) -> bool:
+        return opened.raw.session._running is not None
 
     def rows(self, tag: str) -> list[int]:
         return sorted(row.number for row in self._rows if row.tag == tag)
@@ -160,14 +170,14 @@ class _Accidents:
 
     @staticmethod
     async def abandon(side: Side, opened: Link) -> bool:
-        task = await _begun(opened, 30)
+        task = await _begun(side, opened, 30)
         task.cancel()
         await asyncio.wait([task])
         return task.cancelled()
 
     @staticmethod
     async def abandon_briefly(side: Side, opened: Link) -> bool:
-        task = await _begun(opened, 0.05)
+        task = await _begun(side, opened, 0.05)
         task.cancel()
         await asyncio.wait([task])
         await _until(lambda: opened.closed or not opened.executing)
@@ -189,7 +199,7 @@ class _Accidents:
 
     @staticmethod
     async def both(side: Side, opened: Link) -> None:
-        task = await _begun(opened, 0.2)
+        task = await _begun(side, opened, 0.2)
         try:
             await opened.run(opened.cursor(), "SELECT 1")
         finally:
@@ -211,7 +221,7 @@ class _Accidents:
 
     @staticmethod
     async def kill_during(side: Side, opened: Link) -> None:
-        task = await _begun(opened, 30)
+        task = await _begun(side, opened, 30)
         side.kill(opened)
         await task
         await _until(lambda: opened.closed)
@@ -222,7 +232,7 @@ class _Accidents:
 
     @staticmethod
     async def fail_during(side: Side, opened: Link) -> None:
-        task = await _begun(opened, 30)
+        task = await _begun(side, opened, 30)
         opened.fail(ConnectionReleased("on purpose"))
         await task
 
@@ -232,18 +242,17 @@ class _Accidents:
 
     @staticmethod
     async def close_during(side: Side, opened: Link) -> None:
-        task = await _begun(opened, 30)
+        task = await _begun(side, opened, 30)
         opened.close()
         await task
 
 
-async def _begun(opened: Link, seconds: float) -> asyncio.Task[None]:
+async def _begun(side: Side, opened: Link, seconds: float) -> asyncio.Task[None]:
     """A statement that runs; or one that has failed at once."""
     if opened.executing and not opened.closed:
         await opened.cancel_and_wait()  # so that it is this one that is seen to run
     task = asyncio.get_running_loop().create_task(opened.run(opened.cursor(), f"SELECT pg_sleep({seconds})"))
-    await _until(lambda: task.done() or (opened.executing and opened.cancelling is None))
-    await asyncio.sleep(0.03)
+    await _until(lambda: task.done() or (opened.executing and side.works(opened)))
     return task
 
 

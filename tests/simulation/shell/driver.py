@@ -131,6 +131,10 @@ class Raw:
     ) -> None:
         self.closed = 0
         self.notifies: list[Any] = []
+        self.notices: list[str] = []
+        self.string_types: dict[Any, Any] = {}
+        self.binary_types: dict[Any, Any] = {}
+        self.cursor_factory: Any = None
         self.cursor_in_use: Cursor | None = None
         self.ready: Callable[[], None] | None = None
         self.status = TRANSACTION_STATUS_IDLE

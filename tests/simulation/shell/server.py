@@ -7,6 +7,7 @@ against a real one, and compares.
 from __future__ import annotations
 
 import re
+import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -68,11 +69,11 @@ def error(kind: type[psycopg2.Error], code: str, words: str) -> psycopg2.Error:
 
 
 class Session:
-    """One backend, and its client's end in ``raw``."""
+    """One backend, and its client's end. Only the pool keeps that alive: it counts who has it."""
 
     def __init__(self, host: Host, raw: Any) -> None:
         self.host = host
-        self.raw = raw
+        self._client = weakref.ref(raw)
         self.wire = Wire(host, self._lose)
         host.wires[self.wire] = self
         self.status = IDLE
@@ -168,7 +169,7 @@ class Session:
 
     def _answer(self, answer: Answer) -> None:
         answer.status = self.status
-        self.wire.send(1, self.raw.receive, answer, self.host.standby)
+        self.wire.send(1, self._tell, answer, self.host.standby)
         self._idle(self.status != IDLE)
 
     def _idle(self, begins: bool) -> None:
@@ -192,10 +193,15 @@ class Session:
         self.end()
         if said is None and self.host.rng.random() < 0.5:
             said = error(pg.AdminShutdown, "57P01", "terminating connection due to administrator command")
-        self.wire.send(1, self.raw.receive, Answer(IDLE, error=said, fatal=True), self.host.standby)
+        self.wire.send(1, self._tell, Answer(IDLE, error=said, fatal=True), self.host.standby)
 
     def _lose(self) -> None:
-        self.raw.receive(Answer(IDLE, fatal=True), self.host.standby)
+        self._tell(Answer(IDLE, fatal=True), self.host.standby)
+
+    def _tell(self, answer: Answer, standby: bool) -> None:
+        raw = self._client()
+        if raw is not None:
+            raw.receive(answer, standby)
 
     def end(self) -> None:
         """It ends."""

@@ -7,6 +7,7 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import psycopg2
 from aiohttp import web
 
 import aiohttp_poolscope as poolscope
@@ -100,6 +101,7 @@ class Visitor:
             self.answer = "cancelled"
             raise
         except Exception as raised:  # noqa: BLE001 - aiohttp answers 500
+            self._expect_ordinary(raised)
             self.answer = f"500 {type(raised).__name__}"
             if whole is not None:
                 whole.told, whole.words = told(raised), repr(raised)
@@ -125,6 +127,7 @@ class Visitor:
                 await self._perform(self.visit.ops, db, None)
             self.answer = "done"
         except Exception as error:  # noqa: BLE001 - a statement's, or one of ours
+            self._expect_ordinary(error)
             self.answer = type(error).__name__
 
     async def _handle(self, request: Request) -> web.StreamResponse:
@@ -144,6 +147,10 @@ class Visitor:
         first = self._written + 1
         self._written += count
         return first
+
+    def _expect_ordinary(self, error: Exception) -> None:
+        ordinary = isinstance(error, (errors.PoolScopeError, psycopg2.Error, Trouble, RuntimeError))
+        self._expect(ordinary, f"{error!r} is no error that a handler should meet")
 
     def _expect(self, holds: bool, words: str) -> None:
         if not holds:
